@@ -1,0 +1,42 @@
+"""Plain frozen values: what the parts of the library tell one another and the caller."""
+
+from __future__ import annotations
+
+from cvm_migrate.model._extents import Extent, ExtentMap
+from cvm_migrate.model._hosts import (
+    DiskFacts,
+    HostFacts,
+    MountFacts,
+    PartitionFacts,
+    TrackingFacts,
+)
+from cvm_migrate.model._transfer import (
+    Changes,
+    FreezeResult,
+    Listening,
+    OpenDisk,
+    ReadBack,
+    Streamed,
+    ThawResult,
+    TlsIdentity,
+    TrackingStart,
+)
+
+__all__ = [
+    "Changes",
+    "DiskFacts",
+    "Extent",
+    "ExtentMap",
+    "FreezeResult",
+    "HostFacts",
+    "Listening",
+    "MountFacts",
+    "OpenDisk",
+    "PartitionFacts",
+    "ReadBack",
+    "Streamed",
+    "ThawResult",
+    "TlsIdentity",
+    "TrackingFacts",
+    "TrackingStart",
+]

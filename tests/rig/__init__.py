@@ -1,0 +1,1 @@
+"""Real parts for tests: loop devices, mounted file systems, busy writers, servers."""

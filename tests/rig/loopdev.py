@@ -1,0 +1,168 @@
+"""Loop devices and mounts that are gone afterwards, also when a test is killed.
+
+Each is registered in a ledger folder named after this process; `sweep()` (conftest calls it at the start
+and at the end of a run) takes away what processes that no longer live have left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+_LEDGER = Path(tempfile.gettempdir()) / "cvm-migrate-tests"
+
+
+def run(*command: str, check: bool = True) -> str:
+    """Run a program of the system and return what it printed."""
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if check and done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: exit {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _note(kind: str, name: str) -> Path:
+    _LEDGER.mkdir(exist_ok=True)
+    note = _LEDGER / f"{os.getpid()}-{time.monotonic_ns()}.json"
+    note.write_text(json.dumps({"pid": os.getpid(), "kind": kind, "name": name}))
+    return note
+
+
+@contextlib.contextmanager
+def loop_device(
+    backing: Path, size: int | None = None, *, sector: int = 512, direct: bool = True
+) -> Iterator[Path]:
+    """A loop device over *backing* (a sparse file of *size* bytes is made if it does not exist)."""
+    if size is not None:
+        with backing.open("ab") as file:
+            file.truncate(size)
+    options = [f"--sector-size={sector}"] if sector != 512 else []
+    device = run("losetup", "--find", "--show", *options, str(backing)).strip()
+    note = _note("loop", device)
+    try:
+        if direct:
+            # tmpfs and some sector sizes refuse direct I/O to the backing file: nothing depends on it.
+            subprocess.run(["losetup", "--direct-io=on", device], check=False, capture_output=True)
+        yield Path(device)
+    finally:
+        detach(device)
+        note.unlink(missing_ok=True)
+
+
+def detach(device: str) -> None:
+    """Detach and wait until the kernel has really let go."""
+    run("losetup", "--detach", device, check=False)
+    end = time.monotonic() + 15
+    while time.monotonic() < end:
+        if not run("losetup", "--list", "--noheadings", "--output=NAME", device, check=False).strip():
+            return
+        time.sleep(0.02)
+    raise RuntimeError(f"{device} is still attached: something holds it open")
+
+
+def make_file_system(device: Path, kind: str) -> None:
+    """Make an ext2, ext3, ext4, xfs or btrfs on *device*."""
+    options = {
+        "xfs": ["-q", "-f"],
+        "btrfs": ["-q", "-f"],
+    }.get(kind, ["-q", "-F"])
+    run(f"mkfs.{kind}", *options, str(device))
+
+
+@contextlib.contextmanager
+def mounted(device: Path, at: Path, *options: str) -> Iterator[Path]:
+    """*device* mounted at *at* (made if needed), unmounted afterwards."""
+    at.mkdir(parents=True, exist_ok=True)
+    extra = ["-o", ",".join(options)] if options else []
+    run("mount", *extra, str(device), str(at))
+    note = _note("mount", str(at))
+    try:
+        yield at
+    finally:
+        unmount(at)
+        note.unlink(missing_ok=True)
+
+
+def unmount(at: Path) -> None:
+    """Unmount, waiting for those who still have files open."""
+    end = time.monotonic() + 15
+    while True:
+        done = subprocess.run(["umount", str(at)], check=False, capture_output=True, text=True)
+        if done.returncode == 0 or not os.path.ismount(at):
+            return
+        if time.monotonic() > end:
+            raise RuntimeError(f"umount {at}: {done.stderr.strip()}")
+        time.sleep(0.05)
+
+
+def sweep() -> list[str]:
+    """Take away what processes that no longer live have left; return what it was."""
+    left: list[str] = []
+    if not _LEDGER.is_dir():
+        return left
+    notes = [(note, json.loads(note.read_text())) for note in sorted(_LEDGER.glob("*.json"))]
+    for kind in ("mount", "loop"):
+        for note, entry in notes:
+            if entry["kind"] != kind or Path(f"/proc/{entry['pid']}").exists():
+                continue
+            name = entry["name"]
+            if kind == "mount" and os.path.ismount(name):
+                subprocess.run(["fsfreeze", "--unfreeze", name], check=False, capture_output=True)
+                run("umount", "--lazy", name, check=False)
+                left.append(f"mount {name}")
+            if kind == "loop" and run("losetup", "--noheadings", name, check=False):
+                run("losetup", "--detach", name, check=False)
+                left.append(f"loop device {name}")
+            note.unlink(missing_ok=True)
+    return left
+
+
+def read_direct(device: Path, offset: int = 0, length: int | None = None) -> bytes:
+    """Read with O_DIRECT what is really on the device (offset and length on 4096-byte multiples)."""
+    import mmap
+
+    fd = os.open(device, os.O_RDONLY | os.O_DIRECT)
+    try:
+        size = os.lseek(fd, 0, os.SEEK_END)
+        end = size if length is None else offset + length
+        parts: list[bytes] = []
+        with mmap.mmap(-1, 1 << 20) as buffer:
+            while offset < end:
+                count = os.preadv(fd, [memoryview(buffer)[: min(1 << 20, end - offset)]], offset)
+                if count == 0:
+                    break
+                parts.append(buffer[:count])
+                offset += count
+        return b"".join(parts)
+    finally:
+        os.close(fd)
+
+
+def first_difference(one: Path, other: Path) -> int | None:
+    """Offset of the first byte that differs between two devices, read with O_DIRECT; None if none does."""
+    import mmap
+
+    with contextlib.ExitStack() as stack:
+        fds = []
+        for path in (one, other):
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+            stack.callback(os.close, fd)
+            fds.append(fd)
+        size = min(os.lseek(fd, 0, os.SEEK_END) for fd in fds)
+        buffers = [stack.enter_context(mmap.mmap(-1, 1 << 20)) for _ in fds]
+        offset = 0
+        while offset < size:
+            counts = [os.preadv(fd, [b], offset) for fd, b in zip(fds, buffers, strict=True)]
+            count = min(*counts, size - offset)
+            if count <= 0:
+                raise RuntimeError(f"short read at {offset}")
+            left, right = (bytes(b[:count]) for b in buffers)
+            if left != right:
+                return offset + next(i for i in range(count) if left[i] != right[i])
+            offset += count
+    return None
