@@ -59,7 +59,9 @@ def detach(device: str) -> None:
     run("losetup", "--detach", device, check=False)
     end = time.monotonic() + 15
     while time.monotonic() < end:
-        if not run("losetup", "--list", "--noheadings", "--output=NAME", device, check=False).strip():
+        if not run(
+            "losetup", "--list", "--noheadings", "--output=NAME", device, check=False
+        ).strip():
             return
         time.sleep(0.02)
     raise RuntimeError(f"{device} is still attached: something holds it open")

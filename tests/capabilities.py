@@ -1,0 +1,103 @@
+"""What this machine can do, found by trying. Skips read it; in CI a missing capability is a failure."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REQUIRED = os.environ.get("CI") == "true"
+
+
+def _tool(name: str) -> Callable[[], str | None]:
+    return lambda: None if shutil.which(name) else f"{name} is not installed"
+
+
+def _root() -> str | None:
+    return None if os.geteuid() == 0 else "not root"
+
+
+def _loop() -> str | None:
+    if os.geteuid() != 0:
+        return "not root"
+    done = subprocess.run(["losetup", "--find"], check=False, capture_output=True, text=True)
+    return None if done.returncode == 0 else f"no loop device: {done.stderr.strip()}"
+
+
+def _tracefs() -> str | None:
+    if os.geteuid() != 0:
+        return "not root"
+    at = Path("/sys/kernel/tracing")
+    if not (at / "events").is_dir():
+        subprocess.run(
+            ["mount", "-t", "tracefs", "tracefs", str(at)], check=False, capture_output=True
+        )
+    return None if (at / "instances").is_dir() else "no tracefs"
+
+
+def _namespaces() -> str | None:
+    done = subprocess.run(
+        ["unshare", "--net", "--mount", "true"], check=False, capture_output=True, text=True
+    )
+    return None if done.returncode == 0 else f"no namespaces: {done.stderr.strip()}"
+
+
+def _ipv4() -> str | None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+    return None
+
+
+def _tls13() -> str | None:
+    return None if ssl.HAS_TLSv1_3 else "this Python's OpenSSL has no TLS 1.3"
+
+
+PROBES: dict[str, Callable[[], str | None]] = {
+    "root": _root,
+    "loop": _loop,
+    "tracefs": _tracefs,
+    "namespaces": _namespaces,
+    "loopback": _ipv4,
+    "tls13": _tls13,
+    "pyenv": _tool("pyenv"),
+    "sshd": lambda: None if Path("/usr/sbin/sshd").exists() else "openssh-server is missing",
+    **{
+        name: _tool(name)
+        for name in (
+            "mkfs.ext4",
+            "mkfs.xfs",
+            "mkfs.btrfs",
+            "nbdkit",
+            "nbdfuse",
+            "partx",
+            "qemu-img",
+            "sshpass",
+            "blkdiscard",
+            "fstrim",
+        )
+    },
+}
+
+
+@functools.cache
+def missing(name: str) -> str | None:
+    """Why *name* cannot be used here, or None."""
+    return PROBES[name]()
+
+
+def require(*names: str) -> None:
+    """Skip the test where a capability is missing; in CI, fail it."""
+    for name in names:
+        reason = missing(name)
+        if reason is None:
+            continue
+        if REQUIRED:
+            pytest.fail(f"CI must be able to {name}: {reason}")
+        pytest.skip(f"{name}: {reason}")
