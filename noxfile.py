@@ -41,9 +41,8 @@ def types(session: nox.Session) -> None:
 @nox.session
 def layers(session: nox.Session) -> None:
     """Check that imports point downwards only."""
-    session.run(
-        PYTHON, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"
-    )
+    program = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    session.run(PYTHON, "-c", program)
 
 
 @nox.session(name="old-pythons")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import subprocess
 import tempfile
@@ -126,8 +127,6 @@ def sweep() -> list[str]:
 
 def read_direct(device: Path, offset: int = 0, length: int | None = None) -> bytes:
     """Read with O_DIRECT what is really on the device (offset and length on 4096-byte multiples)."""
-    import mmap
-
     fd = os.open(device, os.O_RDONLY | os.O_DIRECT)
     try:
         size = os.lseek(fd, 0, os.SEEK_END)
@@ -147,8 +146,6 @@ def read_direct(device: Path, offset: int = 0, length: int | None = None) -> byt
 
 def first_difference(one: Path, other: Path) -> int | None:
     """Offset of the first byte that differs between two devices, read with O_DIRECT; None if none does."""
-    import mmap
-
     with contextlib.ExitStack() as stack:
         fds = []
         for path in (one, other):
