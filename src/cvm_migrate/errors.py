@@ -55,6 +55,8 @@ class CvmMigrateError(Exception):
         errno: The system's error number, where there is one.
         seconds: The limit that passed, for errors about time.
         code: The cloud's or the agent's own code.
+        action: The call of the cloud's API that failed.
+        request_id: What the cloud's support asks for.
     """
 
     default_remedy: ClassVar[str | None] = None
@@ -70,6 +72,8 @@ class CvmMigrateError(Exception):
         errno: int | None = None,
         seconds: float | None = None,
         code: str | None = None,
+        action: str | None = None,
+        request_id: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -81,6 +85,8 @@ class CvmMigrateError(Exception):
         self.errno = errno
         self.seconds = seconds
         self.code = code
+        self.action = action
+        self.request_id = request_id
 
     def __str__(self) -> str:
         """Return the message, where it happened, and the remedy."""
@@ -111,6 +117,8 @@ class CvmMigrateError(Exception):
             "errno": self.errno,
             "seconds": self.seconds,
             "code": self.code,
+            "action": self.action,
+            "request_id": self.request_id,
         }
 
 
