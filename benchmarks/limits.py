@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import mmap
 import multiprocessing
 import os
@@ -50,15 +50,15 @@ def write_rate(device: Path, size: int) -> float:
 def _identity(folder: Path) -> Path:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
         .sign(key, hashes.SHA256())
     )
     file = folder / "limits.pem"
@@ -103,8 +103,6 @@ def send_rate(folder: Path, size: int, *, tls: bool) -> float:
         start = time.monotonic()
         for _ in range(size // MiB):
             connection.sendall(data)
-        if tls:
-            connection.unwrap()
         connection.close()
         receiver.join()
         return size / MiB / (time.monotonic() - start)
