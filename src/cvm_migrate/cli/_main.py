@@ -1,0 +1,251 @@
+"""Arguments in, a call of the public API, an exit code out."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from cvm_migrate import __version__
+from cvm_migrate.cli._demo import demo
+from cvm_migrate.cli._exit_codes import ExitCode, exit_code
+from cvm_migrate.cli._progress import ProgressDisplay
+from cvm_migrate.errors import CvmMigrateError, InvalidRequestError
+from cvm_migrate.events import Event
+from cvm_migrate.migration import Endpoint, Migration, Options, parse_endpoint
+from cvm_migrate.units import parse_size
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Words after the program's name; ``None`` takes them from the process.
+
+    Returns:
+        The exit code (``docs/reference/command-line.md``).
+    """
+    parsed = _parser().parse_args(arguments)
+    display = ProgressDisplay(sys.stderr)
+    with _interruptible():
+        try:
+            result, code = _COMMANDS[parsed.command](parsed, _nothing if parsed.quiet else display)
+        except CvmMigrateError as error:
+            display.close()
+            _print_error(error, as_json=parsed.json)
+            return exit_code(error)
+        except KeyboardInterrupt:
+            display.close()
+            print(
+                "interrupted; repeat the same command to continue from the checkpoint",
+                file=sys.stderr,
+            )
+            return ExitCode.INTERRUPTED
+    display.close()
+    with contextlib.suppress(OSError):
+        # Whoever read the output may have gone; the work is done all the same.
+        print(json.dumps(result.to_dict(), indent=2) if parsed.json else result.to_text())
+        sys.stdout.flush()
+    return code
+
+
+def _nothing(event: Event) -> None:
+    """Show nothing."""
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM and a closed terminal end the work as Control-C does: with everything released."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        raise KeyboardInterrupt
+
+    before: dict[signal.Signals, Any] = {}
+    names = ("SIGTERM", "SIGHUP")
+    for name in names:
+        if hasattr(signal, name):
+            number = signal.Signals[name]
+            # nohup's wish is kept.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _print_error(error: CvmMigrateError, *, as_json: bool) -> None:
+    with contextlib.suppress(OSError):
+        if as_json:
+            facts = {
+                "type": type(error).__name__,
+                "message": error.message,
+                "remedy": error.remedy,
+                "device": error.device,
+                "offset": error.offset,
+                "length": error.length,
+                "errno": error.errno,
+                "code": error.code,
+            }
+            print(json.dumps({"error": facts}, indent=2), flush=True)
+        print(f"cvm-migrate: {error}", file=sys.stderr, flush=True)
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cvm-migrate",
+        description="Moves a running server onto a Tencent Cloud CVM without stopping its services.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"cvm-migrate {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    output = argparse.ArgumentParser(add_help=False)
+    output.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    output.add_argument("--quiet", action="store_true", help="no progress")
+
+    ends = argparse.ArgumentParser(add_help=False)
+    ends.add_argument("--source", required=True, metavar="ENDPOINT", help="local:/dev/sdb, ...")
+    ends.add_argument("--target", required=True, metavar="ENDPOINT")
+
+    how = argparse.ArgumentParser(add_help=False)
+    how.add_argument("--state", type=Path, metavar="DIR", help="where the checkpoint lies")
+    how.add_argument("--max-downtime", type=float, metavar="SECONDS")
+    how.add_argument("--freeze-limit", type=float, metavar="SECONDS")
+    how.add_argument("--bandwidth", type=_size, metavar="RATE", help="bytes a second, as 50M")
+    how.add_argument("--read-limit", type=_size, metavar="RATE")
+    how.add_argument("--streams", type=int, metavar="N")
+    how.add_argument("--codec", metavar="NAME", help="auto, raw, zlib, zstd")
+    how.add_argument("--prove", metavar="WHAT", help="running, frozen, sent")
+    how.add_argument("--rungs", metavar="NAMES", help="ebpf,tracefs; empty: digests only")
+    how.add_argument("--data-port", type=int, metavar="PORT", help="where the target listens")
+    how.add_argument("--force", action="store_true", help="cut over whatever the downtime")
+    how.add_argument("--report", type=Path, metavar="FILE", help="write the report as HTML")
+    how.add_argument("--dry-run", action="store_true", help="check, print the plan, stop")
+
+    commands.add_parser("check", parents=[ends, how, output], help="is a migration possible?")
+    commands.add_parser("run", parents=[ends, how, output], help="all steps")
+    capture = commands.add_parser(
+        "capture", parents=[how, output], help="a running disk into an image"
+    )
+    capture.add_argument("source", metavar="SOURCE")
+    capture.add_argument("image", metavar="IMAGE")
+    restore = commands.add_parser("restore", parents=[how, output], help="an image onto a disk")
+    restore.add_argument("image", metavar="IMAGE")
+    restore.add_argument("target", metavar="TARGET")
+    commands.add_parser("abort", parents=[ends, how, output], help="give up, put the target back")
+    show = commands.add_parser("demo", parents=[output], help="move a busy disk and prove it")
+    show.add_argument("--size", type=_size, default=512 << 20, metavar="SIZE", help="of the disk")
+    show.add_argument("--no-root", action="store_true", help="as if not root: image file, digests")
+    return parser
+
+
+def _endpoint(text: str) -> Endpoint:
+    return parse_endpoint(text)
+
+
+def _image(path: str) -> str:
+    return path if path.startswith("image:") else f"image:{Path(path).absolute()}"
+
+
+def _options(parsed: argparse.Namespace) -> Options:
+    names = (
+        "max_downtime",
+        "freeze_limit",
+        "bandwidth",
+        "read_limit",
+        "streams",
+        "codec",
+        "prove",
+        "data_port",
+    )
+    given = {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
+    if parsed.rungs is not None:
+        given["rungs"] = tuple(name for name in parsed.rungs.split(",") if name)
+    return Options(**given)
+
+
+def _migration(parsed: argparse.Namespace, observer: Any) -> Migration:
+    source, target = parsed.source, parsed.target
+    return Migration(
+        source=_endpoint(source),
+        target=_endpoint(target),
+        state=parsed.state,
+        options=_options(parsed),
+        observer=observer,
+    )
+
+
+def _check(parsed: argparse.Namespace, observer: Any) -> tuple[Any, int]:
+    with _migration(parsed, observer) as migration:
+        report = migration.check()
+    _write_report(parsed, report)
+    return report, ExitCode.DONE if report.possible else ExitCode.NOT_POSSIBLE
+
+
+def _run(parsed: argparse.Namespace, observer: Any) -> tuple[Any, int]:
+    if parsed.dry_run:
+        return _check(parsed, observer)
+    with _migration(parsed, observer) as migration:
+        report = migration.run(force=parsed.force)
+    _write_report(parsed, report)
+    return report, ExitCode.DONE
+
+
+def _capture(parsed: argparse.Namespace, observer: Any) -> tuple[Any, int]:
+    parsed.target = _image(parsed.image)
+    return _run(parsed, observer)
+
+
+def _restore(parsed: argparse.Namespace, observer: Any) -> tuple[Any, int]:
+    parsed.source = _image(parsed.image)
+    return _run(parsed, observer)
+
+
+def _abort(parsed: argparse.Namespace, observer: Any) -> tuple[Any, int]:
+    if parsed.state is None:
+        raise InvalidRequestError(
+            "abort needs the state directory of the migration",
+            remedy="Give the same --state as when it was run",
+        )
+    with _migration(parsed, observer) as migration:
+        return migration.abort(), ExitCode.DONE
+
+
+def _demo(parsed: argparse.Namespace, observer: Any) -> tuple[Any, int]:
+    shown = demo(size=parsed.size, observer=observer, without_root=parsed.no_root)
+    return shown, ExitCode.DONE if shown.proven else ExitCode.NOT_IDENTICAL
+
+
+def _write_report(parsed: argparse.Namespace, report: Any) -> None:
+    if parsed.report is None:
+        return
+    try:
+        parsed.report.write_text(report.to_html(), encoding="utf-8")
+    except OSError as error:
+        print(f"the report could not be written: {error}", file=sys.stderr)
+
+
+_COMMANDS = {
+    "check": _check,
+    "run": _run,
+    "capture": _capture,
+    "restore": _restore,
+    "abort": _abort,
+    "demo": _demo,
+}
