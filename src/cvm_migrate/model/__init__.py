@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cvm_migrate.model._extents import Extent, ExtentMap
+from cvm_migrate.model._findings import Finding, Severity
 from cvm_migrate.model._hosts import (
     DiskFacts,
     HostFacts,
@@ -27,6 +28,7 @@ __all__ = [
     "DiskFacts",
     "Extent",
     "ExtentMap",
+    "Finding",
     "FreezeResult",
     "HostFacts",
     "Listening",
@@ -34,6 +36,7 @@ __all__ = [
     "OpenDisk",
     "PartitionFacts",
     "ReadBack",
+    "Severity",
     "Streamed",
     "ThawResult",
     "TlsIdentity",
