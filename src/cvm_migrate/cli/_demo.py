@@ -1,0 +1,165 @@
+"""The demo: a disk that a program is writing to is moved to another, and the copy is proven.
+
+As root the disk is a loop device with a partition table and a mounted ext4, and its target is the disk of a cloud
+instance of the simulator. Without root it is an image file that is written to between the passes.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+
+from cvm_migrate.events import Event
+from cvm_migrate.migration import ImageFile, LocalHost, Migration, Options, Report, Result
+from cvm_migrate.testing import BusyDisk, Proof, attached, prove_copy
+from cvm_migrate.units import KiB, format_size
+
+_DOWNTIME = 1.0
+
+
+@attrs.frozen
+class DemoResult(Result):
+    """What the demo showed.
+
+    Attributes:
+        report: Of the migration.
+        proof: What was found on the mounted copy; ``None`` without root.
+        identical: Without root: whether both image files are equal, byte for byte.
+        not_shown: What could not be shown, and why.
+    """
+
+    report: Report
+    proof: Proof | None
+    identical: bool | None
+    not_shown: str | None
+
+    @property
+    def proven(self) -> bool:
+        """Whether the copy is what it should be."""
+        if self.proof is not None:
+            return self.proof.holds
+        return bool(self.identical)
+
+    def to_text(self) -> str:
+        """Return it as lines for a terminal."""
+        lines = [self.report.to_text(), ""]
+        if self.proof is not None:
+            proof = self.proof
+            lines += [
+                "the copy, mounted:",
+                f"  file system    {'clean' if proof.clean else 'DAMAGED'} (e2fsck)",
+                f"  SQLite         integrity_check: {proof.integrity}",
+                f"  transactions   promised before the freeze up to {proof.promised}; in the copy up to "
+                f"{proof.last_transaction}, {proof.missing} missing",
+                f"  files          {proof.files}",
+            ]
+        if self.identical is not None:
+            lines.append(f"the copy is {'identical, byte for byte' if self.identical else 'DIFFERENT'}")
+        if self.not_shown is not None:
+            lines.append(f"not shown: {self.not_shown}")
+        lines.append("proven" if self.proven else "NOT PROVEN")
+        return "\n".join(lines)
+
+
+def demo(*, size: int, observer: Callable[[Event], None], without_root: bool = False) -> DemoResult:
+    """Move a busy disk and prove the copy.
+
+    Args:
+        size: Bytes of the disk.
+        observer: Sees the migration's events.
+        without_root: Do what a caller without root can do.
+    """
+    with tempfile.TemporaryDirectory(prefix="cvm-migrate-demo-") as name:
+        folder = Path(name)
+        if without_root or sys.platform != "linux" or os.geteuid() != 0:
+            return _with_image(folder, size, observer)
+        return _with_disk(folder, size, observer)
+
+
+def _with_disk(folder: Path, size: int, observer: Callable[[Event], None]) -> DemoResult:
+    copy = folder / "copy.img"
+    with copy.open("wb") as file:
+        file.truncate(size)
+    promised: list[int] = []
+    with BusyDisk(folder, size=size) as disk, attached(copy) as target:
+        with Migration(
+            source=LocalHost(disks=[str(disk.device)]),
+            target=LocalHost(disks=[str(target)]),
+            state=folder / "state",
+            options=Options(max_downtime=_DOWNTIME),
+            observer=observer,
+        ) as migration:
+            report = migration.run(on_quiesced=lambda: promised.append(disk.acknowledged))
+        disk.stop_writer()
+        proof = prove_copy(target, folder, promised=promised[-1])
+    return DemoResult(report=report, proof=proof, identical=None, not_shown=None)
+
+
+def _with_image(folder: Path, size: int, observer: Callable[[Event], None]) -> DemoResult:
+    source, copy = folder / "source.img", folder / "copy.img"
+    _fill(source, size)
+    stop = threading.Event()
+    writer = threading.Thread(target=_write, args=(source, size, stop), daemon=True)
+    writer.start()
+
+    def quiesce() -> None:
+        stop.set()
+        writer.join()
+
+    try:
+        with Migration(
+            source=ImageFile(str(source)),
+            target=ImageFile(str(copy)),
+            state=folder / "state",
+            options=Options(max_downtime=60, freeze_limit=300, rungs=()),
+            observer=observer,
+        ) as migration:
+            report = migration.run(on_quiesced=quiesce)
+    finally:
+        quiesce()
+    return DemoResult(
+        report=report,
+        proof=None,
+        identical=_equal(source, copy),
+        not_shown="a mounted file system, change tracking by the kernel and a freeze need root; the source was an "
+        f"image file of {format_size(size)} written to meanwhile, and digests were compared",
+    )
+
+
+def _fill(file: Path, size: int) -> None:
+    """Make an image: a quarter noise, a quarter text, the rest a hole."""
+    with file.open("wb") as image:
+        for _ in range(0, size // 4, 1 << 20):
+            image.write(os.urandom(1 << 20))
+        line = b"a line of an old log that nobody reads\n" * 27000
+        for _ in range(0, size // 4, len(line)):
+            image.write(line)
+        image.truncate(size)
+
+
+def _write(file: Path, size: int, stop: threading.Event) -> None:
+    """Overwrite a random 16 KiB about two hundred times a second until told to stop."""
+    choose = random.Random(2)  # noqa: S311 - test data
+    with file.open("r+b", buffering=0) as image:
+        while not stop.wait(0.005):
+            image.seek(choose.randrange(size // (16 * KiB)) * 16 * KiB)
+            image.write(choose.randbytes(16 * KiB))
+
+
+def _equal(one: Path, other: Path) -> bool:
+    if one.stat().st_size != other.stat().st_size:
+        return False
+    with one.open("rb") as left, other.open("rb") as right:
+        while True:
+            a, b = left.read(1 << 20), right.read(1 << 20)
+            if a != b:
+                return False
+            if not a:
+                return True
