@@ -13,7 +13,7 @@ import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Text, Tuple
+    from typing import Any, Callable, Dict, List, Optional, Text, Tuple, Type
 
     from cvm_migrate.agent.blockio import OpenHandle
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     Verb = Callable[["Context", Header, bytes, "Reply"], Tuple[Header, bytes]]
 
 # With Python 2's long and unicode, which Python 3 has no names for.
-_INTEGERS = tuple({int, type(1 << 64)})
+_INTEGERS = tuple({int, type(1 << 64)})  # type: Tuple[Type[int], ...]
+_NUMBERS = _INTEGERS + (float,)  # type: Tuple[Type[float], ...]
 _TEXTS = tuple({str, type("")})
 
 _RANGE = struct.Struct(">QQ")
@@ -152,6 +153,12 @@ class Context(object):
             self.handles[self._last_handle] = handle
             return self._last_handle
 
+    def drop_handle(self, args, name="handle"):
+        # type: (Header, str) -> None
+        """Forget the open disk whose number an argument has; closing it is the caller's business."""
+        with self.lock:
+            self.handles.pop(integer(args, name, 0), None)
+
     def handle(self, args, name="handle"):
         # type: (Header, str) -> OpenHandle
         """Return the open disk whose number an argument has.
@@ -191,6 +198,7 @@ class Context(object):
 
 def _value(args, name):
     # type: (Header, str) -> Any
+    """Return an argument, None where it is missing."""
     return args.get(name)
 
 
@@ -226,11 +234,7 @@ def number(args, name, low, high):
         AgentError: ``bad-request``: it is missing, no number, or out of range.
     """
     value = _value(args, name)
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, _INTEGERS + (float,))
-        or not low <= value <= high
-    ):
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS) or not low <= value <= high:
         raise AgentError(
             "bad-request",
             "%s is %.80r, but must be a number from %g to %g" % (name, value, low, high),
@@ -252,7 +256,7 @@ def text(args, name, choices=None):
         raise AgentError(
             "bad-request", "%s is %.80r, but must be one of %s" % (name, value, ", ".join(choices))
         )
-    return value
+    return value  # type: ignore[no-any-return]
 
 
 def texts(args, name, most=4096):

@@ -86,7 +86,7 @@ class Frame(object):
         # type: (object) -> bool
         return not self == other
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment] # pyright: ignore[reportAssignmentType]
 
     def __repr__(self):
         # type: () -> str
