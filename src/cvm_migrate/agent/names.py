@@ -4,7 +4,7 @@ A name is UTF-8; bytes that are not stand as lone surrogates in the text, as Pyt
 they were. Python's own conversion depends on the locale, which is C on a rescue system.
 """
 
-from __future__ import absolute_import
+from __future__ import absolute_import, unicode_literals
 
 import codecs
 import re
@@ -25,7 +25,9 @@ def _escape(error):
     if not isinstance(error, UnicodeDecodeError):
         raise error
     wrong = bytearray(error.object[error.start : error.end])
-    return "".join([(b"\\udc%02x" % byte).decode("unicode_escape") for byte in wrong]), error.end
+    return "".join(
+        [("\\udc%02x" % byte).encode("ascii").decode("unicode_escape") for byte in wrong]
+    ), error.end
 
 
 if sys.version_info[0] < 3:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # With Python 2's long and unicode, which Python 3 has no names for.
 _INTEGERS = tuple({int, type(1 << 64)})  # type: Tuple[Type[int], ...]
 _NUMBERS = _INTEGERS + (float,)  # type: Tuple[Type[float], ...]
-_TEXTS = tuple({str, type("")})
+_TEXTS = tuple({str, type(b"".decode("ascii"))})  # type: Tuple[Type[Any], ...]
 
 _RANGE = struct.Struct(">QQ")
 # A disk offset fits 63 bits: off_t is signed.
