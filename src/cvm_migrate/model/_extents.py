@@ -117,7 +117,9 @@ class ExtentMap:
 
     def __repr__(self) -> str:
         """Show the first few ranges."""
-        shown = ", ".join(f"({e.offset}, {e.length})" for e, _ in zip(self, range(4), strict=False))
+        shown = ", ".join(
+            f"({e.offset}, {e.length})" for e, _ in zip(self, range(4), strict=False)
+        )
         more = ", ..." if len(self) > 4 else ""
         return f"ExtentMap([{shown}{more}])"
 

@@ -21,7 +21,14 @@ class PartitionFacts:
 
 @attrs.frozen
 class DiskFacts:
-    """A whole disk, as the kernel lists it; sizes in bytes."""
+    """A whole disk, as the kernel lists it; sizes in bytes.
+
+    Attributes:
+        slaves: Names of the disks and partitions this one is made of (device-mapper, md).
+        holders: Names of the disks that are made of this one.
+        backing_file: The file behind a loop device.
+        aliases: Other paths of the same device, such as ``/dev/mapper/vg-root``.
+    """
 
     name: str
     path: str
@@ -38,11 +45,18 @@ class DiskFacts:
     slaves: tuple[str, ...] = ()
     holders: tuple[str, ...] = ()
     partitions: tuple[PartitionFacts, ...] = ()
+    aliases: tuple[str, ...] = ()
 
 
 @attrs.frozen
 class MountFacts:
-    """A line of ``/proc/self/mountinfo``."""
+    """A line of ``/proc/self/mountinfo``.
+
+    Attributes:
+        number: ``MAJOR:MINOR`` of the file system; ``0:N`` where it has no device of its own, as with btrfs.
+        root: Which folder of the file system is mounted.
+        devices: ``MAJOR:MINOR`` of all devices of a file system that spans several, as btrfs can.
+    """
 
     id: int
     parent: int
@@ -52,6 +66,7 @@ class MountFacts:
     fs_type: str
     source: str
     options: str
+    devices: tuple[str, ...] = ()
 
 
 @attrs.frozen
@@ -94,52 +109,62 @@ class HostFacts:
     def from_wire(cls, facts: dict[str, Any]) -> HostFacts:
         """Make the value from the JSON of the verb ``facts``.
 
+        What a newer agent tells beside it is passed over.
+
         Raises:
             KeyError: A field that the protocol promises is missing.
+            TypeError: A field is of another type than the protocol says.
         """
-        disks = tuple(
-            DiskFacts(
-                **{
-                    **disk,
-                    "slaves": tuple(disk["slaves"]),
-                    "holders": tuple(disk["holders"]),
-                    "partitions": tuple(
-                        PartitionFacts(**{**part, "holders": tuple(part["holders"])})
-                        for part in disk["partitions"]
-                    ),
-                }
-            )
-            for disk in facts["disks"]
-        )
-        plain = {
-            name: facts[name]
-            for name in (
-                "system",
-                "kernel",
-                "machine",
-                "python",
-                "executable",
-                "hostname",
-                "boot_id",
-                "euid",
-                "time",
-                "firmware",
-                "os_release",
-                "legacy_release",
-                "lockdown",
-                "dmi",
-                "can_freeze",
-                "tools",
-            )
-        }
+        plain = {name: facts[name] for name in _PLAIN}
         return cls(
             **plain,
             memory_total=facts["memory"]["total"],
             memory_available=facts["memory"]["available"],
-            disks=disks,
-            mounts=tuple(MountFacts(**mount) for mount in facts["mounts"]),
+            disks=tuple(_disk(disk) for disk in facts["disks"]),
+            mounts=tuple(
+                MountFacts(**_fields(MountFacts, mount, "devices")) for mount in facts["mounts"]
+            ),
             swaps=tuple(facts["swaps"]),
             addresses=tuple(facts["addresses"]),
             tracking=TrackingFacts(dict(facts["tracking"])),
             services=tuple(facts["services"]),
         )
+
+
+_PLAIN = (
+    "system",
+    "kernel",
+    "machine",
+    "python",
+    "executable",
+    "hostname",
+    "boot_id",
+    "euid",
+    "time",
+    "firmware",
+    "os_release",
+    "legacy_release",
+    "lockdown",
+    "dmi",
+    "can_freeze",
+    "tools",
+)
+
+
+def _disk(disk: dict[str, Any]) -> DiskFacts:
+    partitions = tuple(
+        PartitionFacts(**_fields(PartitionFacts, part, "holders")) for part in disk["partitions"]
+    )
+    plain = _fields(DiskFacts, disk, "slaves", "holders", "aliases")
+    return DiskFacts(**{**plain, "partitions": partitions})
+
+
+def _fields(kind: type[attrs.AttrsInstance], given: dict[str, Any], *lists: str) -> dict[str, Any]:
+    """Pick the fields of *kind*; those named in *lists* may be missing and become tuples."""
+    picked: dict[str, Any] = {}
+    for field in attrs.fields(kind):
+        if field.name in lists:
+            picked[field.name] = tuple(given.get(field.name) or ())
+        elif field.default is attrs.NOTHING:
+            picked[field.name] = given[field.name]
+    return picked
