@@ -10,10 +10,11 @@ import contextlib
 import json
 import mmap
 import os
+import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 _LEDGER = Path(tempfile.gettempdir()) / "cvm-migrate-tests"
@@ -37,7 +38,7 @@ def _note(kind: str, name: str) -> Path:
 @contextlib.contextmanager
 def loop_device(
     backing: Path, size: int | None = None, *, sector: int = 512, direct: bool = True
-) -> Iterator[Path]:
+) -> Generator[Path]:
     """A loop device over *backing* (a sparse file of *size* bytes is made if it does not exist)."""
     if size is not None:
         with backing.open("ab") as file:
@@ -78,7 +79,7 @@ def make_file_system(device: Path, kind: str) -> None:
 
 
 @contextlib.contextmanager
-def mounted(device: Path, at: Path, *options: str) -> Iterator[Path]:
+def mounted(device: Path, at: Path, *options: str) -> Generator[Path]:
     """*device* mounted at *at* (made if needed), unmounted afterwards."""
     at.mkdir(parents=True, exist_ok=True)
     extra = ["-o", ",".join(options)] if options else []
@@ -103,17 +104,37 @@ def unmount(at: Path) -> None:
         time.sleep(0.05)
 
 
+def _started(pid: int) -> str | None:
+    """When a process was started, in the kernel's ticks: with its number it names one process for ever."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return stat.rpartition(")")[2].split()[19]
+
+
+def note_process(pid: int) -> Path:
+    """Have a process killed, if it still runs when this one lives no more; remove the note when it has ended."""
+    return _note("process", f"{pid}:{_started(pid)}")
+
+
 def sweep() -> list[str]:
     """Take away what processes that no longer live have left; return what it was."""
     left: list[str] = []
     if not _LEDGER.is_dir():
         return left
     notes = [(note, json.loads(note.read_text())) for note in sorted(_LEDGER.glob("*.json"))]
-    for kind in ("mount", "loop"):
+    for kind in ("process", "mount", "loop"):
         for note, entry in notes:
             if entry["kind"] != kind or Path(f"/proc/{entry['pid']}").exists():
                 continue
             name = entry["name"]
+            if kind == "process":
+                pid, _, started = name.partition(":")
+                if _started(int(pid)) == started:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGKILL)
+                    left.append(f"process {pid}")
             if kind == "mount" and os.path.ismount(name):
                 subprocess.run(["fsfreeze", "--unfreeze", name], check=False, capture_output=True)
                 run("umount", "--lazy", name, check=False)
@@ -147,7 +168,7 @@ def read_direct(device: Path, offset: int = 0, length: int | None = None) -> byt
 def first_difference(one: Path, other: Path) -> int | None:
     """Offset of the first byte that differs between two devices, read with O_DIRECT; None if none does."""
     with contextlib.ExitStack() as stack:
-        fds = []
+        fds: list[int] = []
         for path in (one, other):
             fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
             stack.callback(os.close, fd)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from typing import Final
 
 from cvm_migrate.errors import AgentLostError, NotFoundError, UnsupportedError
@@ -54,9 +55,10 @@ def start_local_agent(
 
 
 def _child(interpreter: str, arguments: list[str]) -> Child:
-    if sys.platform != "linux":
+    memfd_create: Callable[[str], int] | None = getattr(os, "memfd_create", None)
+    if memfd_create is None:
         raise UnsupportedError(f"no agent runs on {sys.platform}")
-    fd = os.memfd_create(bundle_name())
+    fd = memfd_create(bundle_name())
     try:
         with os.fdopen(os.dup(fd), "wb") as file:
             file.write(agent_bundle())

@@ -584,8 +584,7 @@ class Fields:
         value = self.value(name)
         if not isinstance(value, list):
             raise self._wrong(name)
-        found: list[Any] = value
-        return found
+        return list(cast("Iterable[Any]", value))
 
     def texts(self, name: str) -> list[str]:
         """Return a list of texts."""
