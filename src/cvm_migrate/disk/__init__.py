@@ -1,0 +1,17 @@
+"""A host's disks: what lies on them, and whether one may be overwritten. Facts in, values out."""
+
+from __future__ import annotations
+
+from cvm_migrate.disk._inventory import find_disk, mounts_on, reachable, swaps_on, unfreezable
+from cvm_migrate.disk._target import Place, check_target, refuse_unsafe
+
+__all__ = [
+    "Place",
+    "check_target",
+    "find_disk",
+    "mounts_on",
+    "reachable",
+    "refuse_unsafe",
+    "swaps_on",
+    "unfreezable",
+]

@@ -1,0 +1,168 @@
+"""Which disks a host has, and which mounted file systems lie on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import MappingProxyType
+
+from cvm_migrate.disk._graph import Graph, Node, backing_path
+from cvm_migrate.errors import InvalidRequestError, NotFoundError
+from cvm_migrate.model import DiskFacts, HostFacts, MountFacts
+from cvm_migrate.units import format_size
+
+_UNFREEZABLE = MappingProxyType(
+    {
+        "vfat": "FAT has no freeze",
+        "msdos": "FAT has no freeze",
+        "exfat": "exFAT has no freeze",
+        "fuseblk": "a file system in user space (such as ntfs-3g) has no freeze",
+        "fuse": "a file system in user space has no freeze",
+        "ntfs": "this NTFS driver has no freeze",
+        "ntfs3": "this NTFS driver has no freeze",
+        "hfs": "HFS has no freeze",
+        "hfsplus": "HFS+ has no freeze",
+        "minix": "Minix has no freeze",
+        "udf": "UDF has no freeze",
+        "zfs": "ZFS has no freeze, and its pool does not say which disks it lies on",
+    }
+)
+
+
+def find_disk(facts: HostFacts, path: str) -> DiskFacts:
+    """Return the whole disk that *path* names.
+
+    Args:
+        facts: Of the host.
+        path: A path such as ``/dev/sda``, another name the facts know, a bare name such as ``sda``, or
+            ``MAJOR:MINOR``. Links such as those in ``/dev/disk/by-id`` are followed by the agent when it opens
+            a disk; the facts do not know them.
+
+    Raises:
+        NotFoundError: The host has no such disk.
+        InvalidRequestError: It is a partition of a disk.
+    """
+    node = Graph(facts).find(path)
+    if node is None:
+        known = ", ".join(
+            f"{disk.path} ({format_size(disk.size)})" for disk in facts.disks if disk.size
+        )
+        raise NotFoundError(
+            f"{facts.hostname} has no disk {path}",
+            device=path,
+            remedy=f"Its disks are: {known}" if known else "It lists no disk at all",
+        )
+    if node.partition is not None:
+        raise InvalidRequestError(
+            f"{path} is a partition of {node.disk.path}",
+            device=path,
+            remedy=f"Give the whole disk, {node.disk.path}: a system is moved with its partition table",
+        )
+    return node.disk
+
+
+def mounts_on(facts: HostFacts, disks: Iterable[str | DiskFacts]) -> tuple[MountFacts, ...]:
+    """Return the mounted file systems that lie on *disks*, in the order to freeze them.
+
+    A file system lies on a disk through its partitions, through device-mapper (LVM, LUKS, multipath) and md,
+    and through a loop device whose file lies on a file system of the disk; also if only a part of it does. One
+    entry a file system, however often it is mounted: the mount of its top folder that can be reached.
+
+    Those on loop devices come before those their files lie on; otherwise the most recently mounted first.
+
+    Args:
+        facts: Of the host.
+        disks: Paths (or facts) of disks or partitions.
+
+    Raises:
+        NotFoundError: The host has no such disk.
+    """
+    graph = Graph(facts)
+    return graph_mounts(graph, graph.above([_node(graph, disk) for disk in disks]))
+
+
+def graph_mounts(graph: Graph, nodes: Iterable[Node]) -> tuple[MountFacts, ...]:
+    """Return one mount a file system of those directly on *nodes*, in the order to freeze them."""
+    wanted = frozenset(node.number for node in nodes)
+    systems: dict[tuple[str, str], list[tuple[int, MountFacts]]] = {}
+    for index, mount in enumerate(graph.facts.mounts):
+        if wanted.isdisjoint(node.number for node in graph.devices_of(mount)):
+            continue
+        systems.setdefault(_file_system(graph, mount), []).append((index, mount))
+    ranked = [
+        (_depth(graph, mounts[0][1]), mounts[0][0], _to_freeze(graph, [m for _, m in mounts]))
+        for mounts in systems.values()
+    ]
+    # Mount ids are used again, so they tell no age; the kernel lists mounts by age.
+    return tuple(mount for _, _, mount in sorted(ranked, key=lambda r: r[:2], reverse=True))
+
+
+def swaps_on(facts: HostFacts, disks: Iterable[str | DiskFacts]) -> tuple[str, ...]:
+    """Return the swap partitions and swap files in use that lie on *disks*.
+
+    Raises:
+        NotFoundError: The host has no such disk.
+    """
+    graph = Graph(facts)
+    return graph_swaps(graph, graph.above([_node(graph, disk) for disk in disks]))
+
+
+def graph_swaps(graph: Graph, nodes: Iterable[Node]) -> tuple[str, ...]:
+    """Return the swaps that are one of *nodes*, or a file directly on one."""
+    wanted = frozenset(node.number for node in nodes)
+    found: list[str] = []
+    for swap in graph.facts.swaps:
+        node = graph.find(swap)
+        lies_on = [node] if node is not None else graph.file_on(backing_path(swap))
+        if any(device.number in wanted for device in lies_on):
+            found.append(swap)
+    return tuple(found)
+
+
+def unfreezable(fs_type: str) -> str | None:
+    """Return why file systems of this type cannot be frozen; ``None`` where nothing is known against it.
+
+    A type that is not known here is tried: the kernel's answer decides.
+    """
+    reason = _UNFREEZABLE.get(fs_type)
+    if reason is None and fs_type.startswith("fuse."):
+        reason = _UNFREEZABLE["fuse"]
+    return reason
+
+
+def reachable(facts: HostFacts, mount: MountFacts) -> bool:
+    """Whether the mount's path leads to it, and not to something mounted over it."""
+    at = Graph(facts).mount_at(mount.mount_point)
+    return at is not None and at.id == mount.id
+
+
+def _node(graph: Graph, disk: str | DiskFacts) -> Node:
+    node = graph.find(disk.path if isinstance(disk, DiskFacts) else disk)
+    if node is None:
+        name = disk.path if isinstance(disk, DiskFacts) else disk
+        raise NotFoundError(f"{graph.facts.hostname} has no disk {name}", device=name)
+    return node
+
+
+def _file_system(graph: Graph, mount: MountFacts) -> tuple[str, str]:
+    """Return what is equal for two mounts of one file system."""
+    devices = graph.devices_of(mount)
+    if mount.number.startswith("0:") and devices:
+        # Each subvolume of a btrfs may show a number of its own: the device decides.
+        return "device", min(node.number for node in devices)
+    return "number", mount.number
+
+
+def _to_freeze(graph: Graph, mounts: list[MountFacts]) -> MountFacts:
+    """Choose the mount by which a file system is frozen."""
+
+    def rank(mount: MountFacts) -> tuple[bool, bool]:
+        at = graph.mount_at(mount.mount_point)
+        return (at is None or at.id != mount.id, mount.root != "/")
+
+    return min(mounts, key=rank)
+
+
+def _depth(graph: Graph, mount: MountFacts) -> int:
+    """Return through how many loop devices a file system lies on its disks."""
+    below = graph.below(graph.devices_of(mount))
+    return sum(node.partition is None and node.disk.backing_file is not None for node in below)
