@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cvm_migrate.cloud._assume_role import AssumeRoleCredentials
+from cvm_migrate.cloud._checks import TargetWish, check_instance
 from cvm_migrate.cloud._client import CloudClient
 from cvm_migrate.cloud._credentials import (
     CredentialSource,
@@ -23,6 +24,7 @@ from cvm_migrate.cloud._instance import (
     one_time_password,
     tcp_answers,
 )
+from cvm_migrate.cloud._ledger import MigrationLedger
 from cvm_migrate.cloud._retry import RetryPolicy
 from cvm_migrate.cloud._security_groups import (
     MY_PUBLIC_IP,
@@ -43,11 +45,13 @@ from cvm_migrate.cloud._states import (
     Transition,
     state_diagram,
 )
+from cvm_migrate.cloud._target import AbortReport, RescueTarget
 
 __all__ = [
     "MY_PUBLIC_IP",
     "STATES",
     "TRANSITIONS",
+    "AbortReport",
     "AssumeRoleCredentials",
     "Call",
     "CloudClient",
@@ -63,9 +67,11 @@ __all__ = [
     "InstanceHealth",
     "InstanceState",
     "LatestOperation",
+    "MigrationLedger",
     "PortRule",
     "ProfileCredentials",
     "RescueAccess",
+    "RescueTarget",
     "RetryPolicy",
     "Secrets",
     "SecurityGroupRule",
@@ -74,9 +80,11 @@ __all__ = [
     "StateKind",
     "StateRule",
     "StaticCredentials",
+    "TargetWish",
     "TemporaryCredentials",
     "Transition",
     "Verdict",
+    "check_instance",
     "evaluate",
     "one_time_password",
     "state_diagram",

@@ -15,13 +15,16 @@ from typing import Final, Literal
 
 import attrs
 
-from cvm_migrate.cloud._client import CloudClient, check_region
-from cvm_migrate.cloud._credentials import CredentialSource, DefaultCredentials
+from cvm_migrate.cloud._calls import InstanceCalls
+from cvm_migrate.cloud._checks import TargetWish, check_instance
+from cvm_migrate.cloud._credentials import CredentialSource
 from cvm_migrate.cloud._errors import Repeat, repeat_of, state_named
 from cvm_migrate.cloud._facts import InstanceFacts
 from cvm_migrate.cloud._http import CloudEndpoint
-from cvm_migrate.cloud._json import JsonObject, children
+from cvm_migrate.cloud._json import JsonObject
 from cvm_migrate.cloud._retry import RetryPolicy
+from cvm_migrate.cloud._security_groups import SecurityGroups
+from cvm_migrate.cloud._snapshots import Snapshots
 from cvm_migrate.cloud._states import (
     STATES,
     Call,
@@ -37,8 +40,8 @@ from cvm_migrate.errors import (
     DeadlineError,
     InstanceStateError,
     InvalidRequestError,
-    NotFoundError,
 )
+from cvm_migrate.model import Finding
 
 StopType = Literal["SOFT", "SOFT_FIRST", "HARD"]
 
@@ -95,7 +98,7 @@ def one_time_password() -> str:
             return made
 
 
-class CvmInstance:
+class CvmInstance(InstanceCalls):
     """A CVM instance; every method can be called again, also by another process.
 
     Args:
@@ -124,58 +127,19 @@ class CvmInstance:
         ssh_host: str | None = None,
         ssh_port: int | None = None,
     ) -> None:
-        if not instance_id.startswith("ins-") or not instance_id[4:].isalnum():
-            raise InvalidRequestError(
-                f"not an instance: {instance_id!r}",
-                remedy="Write the id as ins-xxxxxxxx",
-                device=instance_id,
-            )
-        self.instance_id = instance_id
-        self.region = check_region(region)
-        self.client = CloudClient(
-            DefaultCredentials() if credentials is None else credentials, region, endpoint
+        super().__init__(
+            instance_id,
+            region=region,
+            credentials=credentials,
+            endpoint=endpoint,
+            policy=policy,
+            poll=poll,
         )
-        self.policy = RetryPolicy() if policy is None else policy
-        self.poll = poll
         self._ssh_host = ssh_host
         self._ssh_port = ssh_port
         self._password: str | None = None
 
-    def __repr__(self) -> str:
-        """Name instance and region."""
-        return f"CvmInstance({self.instance_id!r}, region={self.region!r})"
-
-    @property
-    def description(self) -> str:
-        """What messages and the command line call it: ``cvm:REGION/ID``."""
-        return f"cvm:{self.region}/{self.instance_id}"
-
     # What it is
-
-    def describe(
-        self, *, deadline: Deadline | None = None, cancel: CancelToken | None = None
-    ) -> InstanceFacts:
-        """Ask the API for the instance as it is now.
-
-        Raises:
-            NotFoundError: There is no such instance in the region.
-            CredentialsError: No keys, or refused ones.
-        """
-        answer = self.read(
-            lambda: self.client.describe_instances(self.instance_id),
-            doing=f"describing {self.instance_id}",
-            deadline=deadline,
-            cancel=cancel,
-        )
-        found = children(answer, "InstanceSet")
-        if not found:
-            raise NotFoundError(
-                f"there is no instance {self.instance_id} in {self.region}",
-                remedy="Look at the id, the region and the account: an instance is found only in its own region",
-                device=self.instance_id,
-                action="DescribeInstances",
-            )
-        return InstanceFacts.from_wire(found[0], self.region)
 
     def health(
         self,
@@ -214,6 +178,27 @@ class CvmInstance:
                     f"port {port} of {host} does not answer from here: look at the VNC console and the security group"
                 )
         return InstanceHealth(facts, running, reachable, tuple(problems))
+
+    def check(
+        self, wish: TargetWish | None = None, *, deadline: Deadline | None = None
+    ) -> tuple[Finding, ...]:
+        """Tell what can be known of it as a target before anything is touched."""
+        return check_instance(self, TargetWish() if wish is None else wish, deadline=deadline)
+
+    @property
+    def security_groups(self) -> SecurityGroups:
+        """Its security groups."""
+        return SecurityGroups(self)
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """The snapshots that migrations made of its disks."""
+        return Snapshots(self)
+
+    @property
+    def knows_password(self) -> bool:
+        """Whether this object made the password of the rescue system that runs now."""
+        return self._password is not None
 
     # Into "waiting for migration" and back
 
@@ -379,62 +364,6 @@ class CvmInstance:
             if facts.state in states:
                 return facts
             self._sleep(facts, f"waiting until {self.instance_id} is {names}", deadline, cancel)
-
-    # For the parts beside it
-
-    def read(
-        self,
-        call: Callable[[], JsonObject],
-        *,
-        doing: str,
-        deadline: Deadline | None = None,
-        cancel: CancelToken | None = None,
-    ) -> JsonObject:
-        """Make a call that changes nothing, or that can be made twice, and repeat it as the policy says."""
-        return self.policy.run(
-            call,
-            doing=doing,
-            idempotent=True,
-            renew=self.client.credentials.renew,
-            deadline=deadline,
-            cancel=cancel,
-        )
-
-    def change(
-        self,
-        call: Callable[[], JsonObject],
-        *,
-        doing: str,
-        look: Callable[[], JsonObject | None],
-        settled: Callable[[CvmMigrateError], JsonObject | None] | None = None,
-        deadline: Deadline | None = None,
-        cancel: CancelToken | None = None,
-    ) -> JsonObject:
-        """Make a call that must not be made twice: where no answer came, *look* finds out first."""
-        return self.policy.run(
-            call,
-            doing=doing,
-            idempotent=False,
-            look=look,
-            settled=settled,
-            renew=self.client.credentials.renew,
-            deadline=deadline,
-            cancel=cancel,
-        )
-
-    def pause(self, doing: str, deadline: Deadline, cancel: CancelToken | None = None) -> None:
-        """Wait for one poll.
-
-        Raises:
-            DeadlineError: The time is over.
-            CancelledError: It was called off.
-        """
-        left = deadline.remaining(doing)
-        if cancel is not None:
-            cancel.check()
-        self.policy.sleep(self.poll if left is None else min(self.poll, left))
-        if cancel is not None:
-            cancel.check()
 
     # Inside
 

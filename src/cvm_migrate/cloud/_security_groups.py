@@ -12,7 +12,7 @@ from typing import Final
 
 import attrs
 
-from cvm_migrate.cloud._instance import CvmInstance
+from cvm_migrate.cloud._calls import InstanceCalls
 from cvm_migrate.cloud._json import JsonObject, child, children
 from cvm_migrate.deadline import CancelToken, Deadline
 from cvm_migrate.errors import CvmMigrateError, InvalidRequestError, ThrottledError
@@ -152,6 +152,14 @@ def parse_source(text: str) -> _Network:
         ) from error
 
 
+def _is_for(rule: SecurityGroupRule, port: int, cidr: str) -> bool:
+    return (
+        rule.port == str(port)
+        and rule.source is not None
+        and parse_source(rule.source) == parse_source(cidr)
+    )
+
+
 @attrs.frozen
 class PortRule:
     """A rule of ours."""
@@ -169,7 +177,7 @@ class SecurityGroups:
         instance: Whose.
     """
 
-    def __init__(self, instance: CvmInstance) -> None:
+    def __init__(self, instance: InstanceCalls) -> None:
         self._instance = instance
 
     def rules(
@@ -218,9 +226,13 @@ class SecurityGroups:
         description = self.description(tag)
         ours = PortRule(facts.security_groups[0], port, cidr, description)
         rules = self.rules(facts.security_groups, deadline=deadline, cancel=cancel)
-        for rule in rules:
-            if rule.description == description and rule.port == str(port):
-                return PortRule(rule.group_id, port, rule.source or cidr, description)
+        mine = [rule for rule in rules if rule.description == description]
+        if mine:
+            if source != MY_PUBLIC_IP and all(_is_for(rule, port, cidr) for rule in mine):
+                return PortRule(mine[0].group_id, port, cidr, description)
+            # The source has moved, or may have.
+            self.close_port(tag, deadline=deadline, cancel=cancel)
+            rules = tuple(rule for rule in rules if rule.description != description)
         if source != MY_PUBLIC_IP and evaluate(rules, port, cidr).allowed:
             return None
         field = "Ipv6CidrBlock" if ":" in cidr else "CidrBlock"

@@ -9,7 +9,8 @@ from typing import Final
 
 import attrs
 
-from cvm_migrate.cloud._instance import CvmInstance
+from cvm_migrate.cloud._calls import InstanceCalls
+from cvm_migrate.cloud._facts import InstanceFacts
 from cvm_migrate.cloud._json import JsonObject, children
 from cvm_migrate.cloud._states import InstanceState
 from cvm_migrate.deadline import CancelToken, Deadline
@@ -50,7 +51,7 @@ class Snapshots:
 
     def __init__(
         self,
-        instance: CvmInstance,
+        instance: InstanceCalls,
         *,
         now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
@@ -86,14 +87,7 @@ class Snapshots:
             )
         deadline = self._deadline(deadline)
         facts = self._instance.describe(deadline=deadline, cancel=cancel)
-        disks = self._disks(
-            [disk.disk_id for disk in facts.disks if disk.disk_id], deadline, cancel
-        )
-        local = [disk.path for disk in facts.disks if disk.local or not disk.disk_id]
-        unable = [
-            *local,
-            *(key for key, disk in disks.items() if disk.get("SnapshotAbility") is False),
-        ]
+        unable = self.unable(facts, deadline=deadline, cancel=cancel)
         if unable:
             raise UnsupportedError(
                 f"{', '.join(unable)} of {self._instance.instance_id} knows no snapshots",
@@ -101,10 +95,28 @@ class Snapshots:
                 device=self._instance.instance_id,
             )
         until = self._now().astimezone(dt.UTC) + dt.timedelta(days=keep_days, minutes=10)
-        made = [self._create_one(disk_id, tag, until, deadline, cancel) for disk_id in disks]
+        made = [
+            self._create_one(disk.disk_id, tag, until, deadline, cancel) for disk in facts.disks
+        ]
         for snapshot in made:
             self._wait_done(snapshot, deadline, cancel)
         return tuple(made)
+
+    def unable(
+        self,
+        facts: InstanceFacts,
+        *,
+        deadline: Deadline | None = None,
+        cancel: CancelToken | None = None,
+    ) -> tuple[str, ...]:
+        """Return the disks that know no snapshots."""
+        deadline = self._deadline(deadline)
+        cloud = [disk.disk_id for disk in facts.disks if disk.disk_id and not disk.local]
+        disks = self._disks(cloud, deadline, cancel)
+        return (
+            *(disk.disk_id or disk.path for disk in facts.disks if disk.local or not disk.disk_id),
+            *(key for key, disk in disks.items() if disk.get("SnapshotAbility") is False),
+        )
 
     def restore(
         self,

@@ -1,0 +1,279 @@
+"""An instance as the target of one migration: what is done to it before, after, and when it is given up.
+
+Everything that is done is noted first, so that a new process with the same notes can go on, or undo it. The password of
+the rescue system is never noted: a new process leaves and enters anew.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from collections.abc import Callable, MutableMapping, Sequence
+from typing import Final, Literal
+
+import attrs
+
+from cvm_migrate.cloud._checks import TargetWish, check_instance
+from cvm_migrate.cloud._instance import CvmInstance, InstanceHealth, RescueAccess
+from cvm_migrate.cloud._ledger import LedgerStatus, MigrationLedger
+from cvm_migrate.cloud._security_groups import SecurityGroups
+from cvm_migrate.cloud._snapshots import DiskSnapshot, Snapshots
+from cvm_migrate.cloud._states import InstanceState
+from cvm_migrate.deadline import CancelToken, Deadline
+from cvm_migrate.errors import CvmMigrateError, InstanceStateError, StepOrderError
+from cvm_migrate.model import Finding
+
+_log: Final = logging.getLogger("cvm_migrate.cloud")
+
+# What is noted.
+_TAG: Final = "cvm.tag"
+_WAS: Final = "cvm.was"
+_SNAPSHOTS: Final = "cvm.snapshots"
+_PORT: Final = "cvm.port"
+_ENTERED: Final = "cvm.entered"
+_WRITTEN: Final = "cvm.written"
+_LEDGER: Final = "cvm.ledger"
+
+
+@attrs.frozen
+class AbortReport:
+    """What giving up did to the instance.
+
+    Attributes:
+        state: The state it was left in.
+        restored: Whether its disks are again what they were (or were never written).
+        done: What was done, one sentence each.
+    """
+
+    state: InstanceState
+    restored: bool
+    done: tuple[str, ...]
+
+
+class RescueTarget:
+    """An instance as the target of one migration.
+
+    Args:
+        instance: Which.
+        notes: What is remembered about this migration, across processes; names and texts.
+        wish: What the migration asks of it.
+        ledger: Name for an entry in the Migration Service Platform; ``None`` for none.
+    """
+
+    def __init__(
+        self,
+        instance: CvmInstance,
+        notes: MutableMapping[str, str],
+        *,
+        wish: TargetWish | None = None,
+        ledger: str | None = None,
+    ) -> None:
+        self.instance = instance
+        self._notes = notes
+        self._wish = TargetWish() if wish is None else wish
+        self._ledger_name = ledger
+        self._snapshots = Snapshots(instance)
+        self._groups = SecurityGroups(instance)
+
+    def check(self, *, deadline: Deadline | None = None) -> tuple[Finding, ...]:
+        """Tell what can be known before anything is touched."""
+        wish = attrs.evolve(self._wish, take_over=self._wish.take_over or _ENTERED in self._notes)
+        return check_instance(self.instance, wish, deadline=deadline)
+
+    def before_prepare(
+        self, *, deadline: Deadline | None = None, cancel: CancelToken | None = None
+    ) -> RescueAccess:
+        """Make snapshots, open the data port, put the instance into waiting for migration.
+
+        Can be repeated, also by a new process: what is done stays done.
+
+        Raises:
+            CvmMigrateError: What the part raises that failed; the instance is as the remedy says.
+        """
+        facts = self.instance.describe(deadline=deadline, cancel=cancel)
+        if _TAG not in self._notes:
+            self._notes[_TAG] = secrets.token_hex(6)
+        if _WAS not in self._notes:
+            resting = facts.state is InstanceState.STOPPED
+            self._notes[_WAS] = "STOPPED" if resting else "RUNNING"
+        if self._wish.snapshots and _SNAPSHOTS not in self._notes:
+            if self.written:
+                raise StepOrderError(
+                    f"disks of {self.instance.instance_id} were written before their snapshots were made",
+                    remedy="Go on with snapshots=False",
+                )
+            made = self._snapshots.create(self._notes[_TAG], deadline=deadline, cancel=cancel)
+            self._notes[_SNAPSHOTS] = json.dumps([attrs.asdict(snapshot) for snapshot in made])
+        if self._wish.open_port and self._wish.data_port is not None and self._wish.source:
+            self._notes[_PORT] = str(self._wish.data_port)
+            self._groups.open_port(
+                self._wish.data_port,
+                self._wish.source,
+                self._notes[_TAG],
+                deadline=deadline,
+                cancel=cancel,
+            )
+        # What this migration entered it may leave and enter again; what someone else did, only if told so.
+        renew = self._wish.take_over or _ENTERED in self._notes
+        if not renew and facts.state is InstanceState.RESCUE_MODE:
+            raise self._taken()
+        self._notes[_ENTERED] = "perhaps"
+        access = self.instance.enter_migration(
+            renew=renew and not self.instance.knows_password, deadline=deadline, cancel=cancel
+        )
+        self._notes[_ENTERED] = "yes"
+        self._report("migrating")
+        return access
+
+    def writing(self) -> None:
+        """Note that from now on the disks may be written."""
+        self._notes[_WRITTEN] = "perhaps"
+
+    @property
+    def written(self) -> bool:
+        """Whether the disks may have been written."""
+        return _WRITTEN in self._notes
+
+    def after_cutover(
+        self,
+        *,
+        connect: Callable[[str, int, float], bool] | None = None,
+        deadline: Deadline | None = None,
+        cancel: CancelToken | None = None,
+    ) -> InstanceHealth:
+        """Bring the instance to its new system, start it, close the data port.
+
+        The snapshots stay until :meth:`discard_snapshots`.
+
+        Args:
+            connect: See :meth:`CvmInstance.health`.
+            deadline: For all of it.
+            cancel: Ends the waits.
+
+        Raises:
+            CvmMigrateError: What the part raises that failed; can be repeated.
+        """
+        self.instance.leave_migration(deadline=deadline, cancel=cancel)
+        self._notes[_ENTERED] = "left"
+        self._close_port(deadline, cancel)
+        health = self.instance.health(connect=connect, deadline=deadline)
+        self._report("finish")
+        return health
+
+    def discard_snapshots(
+        self, *, deadline: Deadline | None = None, cancel: CancelToken | None = None
+    ) -> int:
+        """Delete the snapshots, once the new system has proved itself; return how many there were."""
+        snapshots = self.snapshots
+        self._snapshots.delete(snapshots, deadline=deadline, cancel=cancel)
+        self._notes[_SNAPSHOTS] = "[]"
+        return len(snapshots)
+
+    @property
+    def snapshots(self) -> tuple[DiskSnapshot, ...]:
+        """The snapshots of this migration."""
+        listed: list[dict[str, str]] = json.loads(self._notes.get(_SNAPSHOTS, "[]"))
+        return tuple(DiskSnapshot(**snapshot) for snapshot in listed)
+
+    def on_abort(
+        self,
+        *,
+        restore: Literal["if written", "always", "never"] = "if written",
+        deadline: Deadline | None = None,
+        cancel: CancelToken | None = None,
+    ) -> AbortReport:
+        """Give up: back to a bootable instance in the state it was in before.
+
+        Leaves rescue mode, puts the disks back from the snapshots, starts the instance if it ran before, closes the
+        data port. An instance whose disks were written and cannot be put back is left off: it holds half a system.
+
+        Args:
+            restore: When the disks are put back.
+            deadline: For all of it.
+            cancel: Ends the waits.
+
+        Raises:
+            CvmMigrateError: The first part that failed; the others were tried. Can be repeated.
+        """
+        done: list[str] = []
+        failed: list[CvmMigrateError] = []
+        try:
+            self._close_port(deadline, cancel)
+        except CvmMigrateError as error:
+            failed.append(error)
+        restored = self._back(restore, done, deadline, cancel)
+        facts = self.instance.describe(deadline=deadline, cancel=cancel)
+        if restored and self._notes.get(_WAS) == "RUNNING":
+            facts = self.instance.start(deadline=deadline, cancel=cancel)
+            done.append("it was started, as it ran before")
+        if not restored:
+            done.append(
+                "it was left off: its disks were written and there are no snapshots to put them back. "
+                "Migrate again, or reinstall it in the console"
+            )
+        if failed:
+            raise failed[0]
+        if restored and self.snapshots and not any("put back" in line for line in done):
+            self.discard_snapshots(deadline=deadline, cancel=cancel)
+            done.append("its snapshots were deleted: the disks were never written")
+        self._report("fail")
+        return AbortReport(facts.state, restored, tuple(done))
+
+    # Inside
+
+    def _back(
+        self,
+        restore: Literal["if written", "always", "never"],
+        done: list[str],
+        deadline: Deadline | None,
+        cancel: CancelToken | None,
+    ) -> bool:
+        """Leave rescue mode and put the disks back; return whether they are what they were."""
+        snapshots: Sequence[DiskSnapshot] = self.snapshots
+        wanted = restore == "always" or (restore == "if written" and self.written)
+        if _ENTERED not in self._notes and not self.written:
+            return True
+        facts = self.instance.leave_migration(start=False, deadline=deadline, cancel=cancel)
+        self._notes[_ENTERED] = "left"
+        done.append("it left rescue mode")
+        if not (wanted and snapshots):
+            return not self.written
+        if facts.state is not InstanceState.STOPPED:
+            self.instance.stop(deadline=deadline, cancel=cancel)
+        try:
+            self._snapshots.restore(snapshots, deadline=deadline, cancel=cancel)
+        except CvmMigrateError as error:
+            note = "The instance is off and its disks are half overwritten: do not start it before abort() succeeds"
+            error.remedy = f"{error.remedy.rstrip('. ')}. {note}" if error.remedy else note
+            raise
+        self._notes.pop(_WRITTEN, None)
+        done.append(f"its disks were put back from {len(snapshots)} snapshots")
+        return True
+
+    def _close_port(self, deadline: Deadline | None, cancel: CancelToken | None) -> None:
+        if _PORT not in self._notes:
+            return
+        self._groups.close_port(self._notes[_TAG], deadline=deadline, cancel=cancel)
+        self._notes.pop(_PORT, None)
+
+    def _report(self, status: LedgerStatus) -> None:
+        if self._ledger_name is None:
+            return
+        ledger = MigrationLedger(self.instance)
+        try:
+            if _LEDGER not in self._notes:
+                source = self._wish.source or ""
+                self._notes[_LEDGER] = ledger.register(self._ledger_name, source=source)
+            ledger.update(self._notes[_LEDGER], status)
+        except CvmMigrateError as error:
+            # No migration fails for a line in a list.
+            _log.warning("the migration could not be entered in the list: %s", error)
+
+    def _taken(self) -> InstanceStateError:
+        return InstanceStateError(
+            f"{self.instance.instance_id} waits for migration already, and not because of this migration",
+            remedy="Make sure that nobody else is migrating to it; then call leave_migration(), or allow it to be "
+            "taken over (take_over=True)",
+            device=self.instance.instance_id,
+        )
