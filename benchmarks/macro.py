@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import limits, ours, peers, plot
-from benchmarks.rig import GiB, MiB, Cost, Disks, disks, frozen, measured, mutate, run, wrong_bytes
+from benchmarks.rig import Cost, Disks, GiB, MiB, disks, frozen, measured, mutate, run, wrong_bytes
 from cvm_migrate.units import parse_size
 
 OURS = {
@@ -54,9 +54,10 @@ def _run_ours(name: str, work: Disks) -> dict[str, object]:
 
 
 def _run_peer(peer: peers.Peer, work: Disks, folder: Path) -> dict[str, object]:
-    with frozen(work.mount), measured() as full:
-        peer.full(work, folder)
-    wrong = wrong_bytes(work.source, work.target, work.size) if peer.is_disk else None
+    with frozen(work.mount):
+        with measured() as full:
+            peer.full(work, folder)
+        wrong = wrong_bytes(work.source, work.target, work.size) if peer.is_disk else None
     row = _row(peer.name, full[0], wrong)
     if peer.second is not None:
         mutate(work.mount, work.size)

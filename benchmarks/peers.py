@@ -173,7 +173,7 @@ def _borg(disks: Disks, folder: Path) -> None:
 def _restic(disks: Disks, folder: Path) -> None:
     with sshd(folder) as ssh:
         prefix = (
-            f"export RESTIC_PASSWORD=benchmark; restic --no-cache -q "
+            "RESTIC_PASSWORD=benchmark restic --no-cache -q "
             f"-o sftp.command={shlex.quote(ssh + ' tgt -s sftp')} -r sftp:tgt:{folder}/restic"
         )
         if not (folder / "restic").exists():
