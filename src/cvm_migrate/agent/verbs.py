@@ -144,6 +144,7 @@ class Context(object):
         self.lock = threading.RLock()
         self._last_handle = 0
         self._cleanups = []  # type: List[Callable[[], object]]
+        self._first_cleanups = []  # type: List[Callable[[], object]]
 
     def add_handle(self, handle):
         # type: (OpenHandle) -> int
@@ -173,27 +174,29 @@ class Context(object):
             raise AgentError("bad-request", "there is no open handle %d" % number)
         return found
 
-    def at_end(self, cleanup):
-        # type: (Callable[[], object]) -> None
+    def at_end(self, cleanup, first=False):
+        # type: (Callable[[], object], bool) -> None
         """Have *cleanup* called, once, when the agent ends, however it ends; the last one first.
 
-        It must bear being called when there is nothing left to do.
+        It must bear being called when there is nothing left to do. Those with *first* come before all others.
         """
         with self.lock:
-            self._cleanups.append(cleanup)
+            (self._first_cleanups if first else self._cleanups).append(cleanup)
 
     def not_at_end(self, cleanup):
         # type: (Callable[[], object]) -> None
         """Take back :meth:`at_end`."""
         with self.lock:
-            if cleanup in self._cleanups:
-                self._cleanups.remove(cleanup)
+            for cleanups in (self._first_cleanups, self._cleanups):
+                if cleanup in cleanups:
+                    cleanups.remove(cleanup)
 
     def next_cleanup(self):
         # type: () -> Optional[Callable[[], object]]
         """Take the last cleanup out of the list; None when it is empty."""
         with self.lock:
-            return self._cleanups.pop() if self._cleanups else None
+            cleanups = self._first_cleanups or self._cleanups
+            return cleanups.pop() if cleanups else None
 
 
 def _value(args, name):

@@ -1,0 +1,74 @@
+"""Other processes of the agent: how they are started, and the one message that each gets at its start."""
+
+from __future__ import absolute_import
+
+import json
+import os
+import struct
+import subprocess
+import threading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, List
+
+_LENGTH = struct.Struct(">I")
+
+
+def start(command):
+    # type: (List[str]) -> subprocess.Popen[bytes]
+    """Start a process with pipes on its standard input and output, and none of our descriptors."""
+    return subprocess.Popen(
+        command,
+        bufsize=0,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # Else it would hold the other children's pipes open, and their ends would not be seen.
+        close_fds=True,
+        cwd="/",
+    )
+
+
+def reap(process):
+    # type: (subprocess.Popen[bytes]) -> None
+    """Take note of a process's end without waiting for it."""
+    thread = threading.Thread(target=process.wait)
+    thread.daemon = True
+    thread.start()
+
+
+def send(fd, message):
+    # type: (int, Any) -> None
+    """Send a JSON value with its length before it."""
+    text = json.dumps(message).encode("ascii")
+    write(fd, _LENGTH.pack(len(text)) + text)
+
+
+def receive(fd):
+    # type: (int) -> Any
+    """Return what :func:`send` sent.
+
+    Raises:
+        EOFError: The other end was closed.
+    """
+    (length,) = _LENGTH.unpack(_exactly(fd, _LENGTH.size))
+    return json.loads(_exactly(fd, length).decode("ascii"))
+
+
+def write(fd, data):
+    # type: (int, bytes) -> None
+    """Write everything."""
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def _exactly(fd, length):
+    # type: (int, int) -> bytes
+    parts = []  # type: List[bytes]
+    while length > 0:
+        data = os.read(fd, length)
+        if not data:
+            raise EOFError("the other process ended")
+        parts.append(data)
+        length -= len(data)
+    return b"".join(parts)
