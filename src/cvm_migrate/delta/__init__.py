@@ -20,6 +20,7 @@ from cvm_migrate.delta._convergence import (
     Verdict,
 )
 from cvm_migrate.delta._hot import HotBlocks
+from cvm_migrate.delta._manifest import Manifest
 
 __all__ = [
     "DIGEST_SIZES",
@@ -29,6 +30,7 @@ __all__ = [
     "HotBlocks",
     "Judgement",
     "LagMeter",
+    "Manifest",
     "PassFacts",
     "Verdict",
     "ZeroDigests",
