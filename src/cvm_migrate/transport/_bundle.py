@@ -17,17 +17,6 @@ from typing import Final
 # The first moment that a zip can name: the same sources give the same bytes.
 _TIME: Final = (1980, 1, 1, 0, 0, 0)
 
-_MAIN: Final = """\
-import sys
-
-sys.dont_write_bytecode = True
-
-from cvm_migrate.agent.main import main
-
-if __name__ == "__main__":
-    sys.exit(main())
-"""
-
 
 @functools.cache
 def agent_bundle() -> bytes:
@@ -35,8 +24,10 @@ def agent_bundle() -> bytes:
 
     The same sources give the same bytes with one version of zlib; no clock, path or user gets in.
     """
-    members = {"__main__.py": _MAIN.encode(), "cvm_migrate/__init__.py": b""}
-    members.update(_sources(resources.files("cvm_migrate.agent"), "cvm_migrate/agent/"))
+    members = dict(_sources(resources.files("cvm_migrate.agent"), "cvm_migrate/agent/"))
+    # The package's own one is modern Python.
+    members["cvm_migrate/__init__.py"] = b""
+    members["__main__.py"] = members["cvm_migrate/agent/__main__.py"]
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as target:
         for name in sorted(members):

@@ -393,7 +393,8 @@ class Link:
             elif not self._child.output_open:
                 self._child.wait(2.0)
                 raise AgentLostError(self._obituary())
-            elif time.monotonic() - heard > self._silence:
+            # Before the greeting, its patience counts.
+            elif self._hello is not None and time.monotonic() - heard > self._silence:
                 raise AgentLostError(
                     f"{self.description} has been silent for {self._silence:g} s{self._last_words()}",
                 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, Self, cast
 
 from cvm_migrate.deadline import CancelToken
@@ -21,18 +21,13 @@ from cvm_migrate.model import (
     TlsIdentity,
     TrackingStart,
 )
+from cvm_migrate.transport._batches import digest_batches, pieces, range_batches
 from cvm_migrate.transport._child import Child
 from cvm_migrate.transport._link import Answer, Link
 from cvm_migrate.units import MiB
 
-_TRANSFER: Final = 4 * MiB
-# A list of ranges is one blob of at most 8 MiB: 2**19 ranges of 16 bytes.
-_RANGES: Final = 1 << 19
-# Digests of one request, so that a caller who takes them slowly costs at most about 20 MiB.
-_DIGESTS: Final = 1 << 16
 # All changes of one disk: 2**25 ranges, as many as a disk of 4 TiB can have in blocks of 64 KiB.
 _CHANGES: Final = 512 * MiB
-_ANY_BYTES: Final = 1 << 62
 
 
 class AgentSession:
@@ -192,7 +187,7 @@ class AgentSession:
             SourceReadError: The disk refused; the error names the range.
         """
         parts: list[bytes] = []
-        for at, count in _pieces(offset, length):
+        for at, count in pieces(offset, length):
             answer = self._ask("read", handle=disk.handle, offset=at, length=count)
             if len(answer.blob) != count:
                 raise ProtocolError(f"{answer.of} has {len(answer.blob)} bytes, not {count}")
@@ -201,7 +196,7 @@ class AgentSession:
 
     def write(self, disk: OpenDisk, offset: int, data: bytes) -> None:
         """Write *data* at *offset*; on the disk only after :meth:`flush`."""
-        for at, count in _pieces(offset, len(data)):
+        for at, count in pieces(offset, len(data)):
             first = at - offset
             self._ask("write", data[first : first + count], handle=disk.handle, offset=at)
 
@@ -221,7 +216,7 @@ class AgentSession:
         chunk: int,
         algorithm: str,
         cancel: CancelToken | None = None,
-    ) -> Iterator[tuple[int, list[bytes]]]:
+    ) -> Generator[tuple[int, list[bytes]]]:
         """Yield ``(offset, digests)``: digests of chunks that follow one another from *offset* on.
 
         Args:
@@ -237,7 +232,7 @@ class AgentSession:
         """
         if chunk <= 0:
             raise InvalidRequestError(f"a chunk of {chunk} bytes is none", length=chunk)
-        for batch in _digest_batches(ranges, chunk):
+        for batch in digest_batches(ranges, chunk):
             yield from self._digest(disk, batch, chunk, algorithm, cancel)
 
     def _digest(
@@ -247,7 +242,7 @@ class AgentSession:
         chunk: int,
         algorithm: str,
         cancel: CancelToken | None,
-    ) -> Iterator[tuple[int, list[bytes]]]:
+    ) -> Generator[tuple[int, list[bytes]]]:
         arguments = {"handle": disk.handle, "chunk": chunk, "algorithm": algorithm}
         expected = sum(-(-extent.length // chunk) for extent in ranges)
         answers = self._link.parts(
@@ -445,7 +440,7 @@ class AgentSession:
             codec=codec,
         )
         # Also for no ranges at all one request: its answer says that all before it is on the disk.
-        batches = list(_range_batches(ranges)) or [ranges]
+        batches = list(range_batches(ranges)) or [ranges]
         for batch in batches:
             before = done
 
@@ -622,37 +617,3 @@ def _sum(before: Streamed, fields: Fields, *, last: bool) -> Streamed:
         reconnects=before.reconnects + (fields.number("reconnects") if last else 0),
         codec=fields.text("codec") if last else before.codec,
     )
-
-
-def _pieces(offset: int, length: int) -> Iterator[tuple[int, int]]:
-    """Cut a range into what one request may carry; an empty one stays one request."""
-    if length <= 0:
-        yield offset, length
-    for at in range(offset, offset + length, _TRANSFER):
-        yield at, min(_TRANSFER, offset + length - at)
-
-
-def _range_batches(ranges: ExtentMap) -> Iterator[ExtentMap]:
-    return ranges.batches(_ANY_BYTES, most_extents=_RANGES)
-
-
-def _digest_batches(ranges: ExtentMap, chunk: int) -> Iterator[ExtentMap]:
-    """Cut ranges at chunk borders, so that a request has at most ``_DIGESTS`` digests."""
-    batch: list[tuple[int, int]] = []
-    room = _DIGESTS
-    for offset, length in _chunked(ranges, chunk):
-        count = -(-length // chunk)
-        if count > room:
-            yield ExtentMap(batch)
-            batch, room = [], _DIGESTS
-        batch.append((offset, length))
-        room -= count
-    if batch:
-        yield ExtentMap(batch)
-
-
-def _chunked(ranges: Iterable[tuple[int, int]], chunk: int) -> Iterator[tuple[int, int]]:
-    most = _DIGESTS * chunk
-    for offset, length in ranges:
-        for at in range(offset, offset + length, most):
-            yield at, min(most, offset + length - at)
