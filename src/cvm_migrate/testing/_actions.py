@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import attrs
@@ -74,3 +74,26 @@ def page(items: Sequence[_Item], params: Mapping[str, Any], *, most: int = 100) 
             "InvalidParameterValue.Range", f"Offset must be 0 or more, Limit 1 to {most}."
         )
     return list(items[offset : offset + limit])
+
+
+def filtered(
+    items: Sequence[_Item],
+    params: Mapping[str, Any],
+    known: Mapping[str, Callable[[_Item], Sequence[str]]],
+) -> list[_Item]:
+    """Return what ``Filters`` let through: all of them, any of the values of each.
+
+    Raises:
+        ApiError: A filter is not known, or there are too many.
+    """
+    filters: list[dict[str, Any]] = params.get("Filters") or []
+    if len(filters) > 10 or any(len(one.get("Values") or []) > 100 for one in filters):
+        raise ApiError("InvalidFilterValue.LimitExceeded", "At most 10 filters.")
+    found = list(items)
+    for one in filters:
+        read = known.get(one.get("Name", ""))
+        if read is None:
+            raise ApiError("InvalidFilter", f"The filter `{one.get('Name')}` is not supported.")
+        wanted = set(one.get("Values") or [])
+        found = [item for item in found if wanted.intersection(read(item))]
+    return found

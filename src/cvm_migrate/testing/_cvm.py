@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from cvm_migrate.testing import _tables
-from cvm_migrate.testing._actions import Action, page
+from cvm_migrate.testing._actions import Action, filtered, page
 from cvm_migrate.testing._api_errors import ApiError
 from cvm_migrate.testing._world import REGIONS, Call, Machine, World, utc
 from cvm_migrate.units import GiB
@@ -114,13 +114,7 @@ def _choose(world: World, call: Call) -> list[Machine]:
             )
         return [world.machine(one, call.region) for one in ids]
     found = [machine for machine in world.machines.values() if machine.region == call.region]
-    for one in filters:
-        read = _BY_FILTER.get(one.get("Name", ""))
-        if read is None:
-            raise ApiError("InvalidFilter", f"The filter `{one.get('Name')}` is not supported.")
-        wanted = set(one.get("Values") or [])
-        found = [machine for machine in found if wanted.intersection(read(machine))]
-    return found
+    return filtered(found, call.params, _BY_FILTER)
 
 
 def _describe_instances(world: World, call: Call) -> Answer:

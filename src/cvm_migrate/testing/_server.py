@@ -20,7 +20,7 @@ from typing import Any, Final, cast
 import attrs
 
 from cvm_migrate.errors import ConditionError
-from cvm_migrate.testing import _cvm, _parameters
+from cvm_migrate.testing import _cbs, _cvm, _msp, _parameters, _sts, _vpc
 from cvm_migrate.testing._actions import Action
 from cvm_migrate.testing._api_errors import ApiError
 from cvm_migrate.testing._faults import FaultKind, Faults
@@ -36,7 +36,13 @@ METADATA: Final = "/metadata"
 _SECRET: Final = frozenset({"Password", "TokenCode"})
 
 SERVICES: Final[Mapping[tuple[str, str], Mapping[str, Action]]] = MappingProxyType(
-    {("cvm", "2017-03-12"): _cvm.ACTIONS}
+    {
+        ("cvm", "2017-03-12"): _cvm.ACTIONS,
+        ("cbs", "2017-03-12"): _cbs.ACTIONS,
+        ("vpc", "2017-03-12"): _vpc.ACTIONS,
+        ("sts", "2018-08-13"): _sts.ACTIONS,
+        ("msp", "2018-03-19"): _msp.ACTIONS,
+    }
 )
 
 
