@@ -135,12 +135,12 @@ class Checkpoint:
         """Remember what has been reached."""
         self._meta["state"] = state.value
 
-    def get(self, name: str) -> Any:
+    def get(self, name: str) -> Any:  # noqa: ANN401 - any JSON value
         """Return a remembered JSON value; ``None`` if there is none."""
         text = self._meta.get(name)
         return None if text is None else json.loads(text)
 
-    def put(self, name: str, value: Any) -> None:
+    def put(self, name: str, value: object) -> None:
         """Remember a JSON value."""
         self._meta[name] = json.dumps(value)
 
@@ -301,7 +301,7 @@ def _open(folder: Path | None) -> sqlite3.Connection:
             if version == 0:
                 db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
             elif version != SCHEMA_VERSION:
-                raise InvalidRequestError(
+                raise InvalidRequestError(  # noqa: TRY301 - closes the database on its way
                     f"the state in {folder} has format {version}, this version reads {SCHEMA_VERSION}",
                     remedy="Use the version of cvm_migrate that wrote it, or a new state directory",
                     device=str(folder),

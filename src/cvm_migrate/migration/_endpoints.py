@@ -6,16 +6,62 @@ Anything that answers as :class:`Endpoint` does can be a source or a target; the
 from __future__ import annotations
 
 import os
+import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from typing import Literal, Protocol, runtime_checkable
-from urllib.parse import unquote, urlsplit
+from pathlib import Path
+from typing import Final, Literal, Protocol, runtime_checkable
 
 import attrs
 
 from cvm_migrate.errors import InvalidRequestError
 from cvm_migrate.interfaces import Agent
 from cvm_migrate.model import Finding
-from cvm_migrate.transport import start_local_agent, start_ssh_agent
+from cvm_migrate.transport import SshForward, SshTarget, start_local_agent, start_ssh_agent
+
+_ANY: Final = "0.0.0.0"  # noqa: S104 - mutual TLS decides who gets in
+_LOOPBACK: Final = "127.0.0.1"
+
+
+class Route(Protocol):
+    """How the source's agent reaches the port on which the target's agent listens."""
+
+    @property
+    def host(self) -> str:
+        """Address to connect to."""
+        ...
+
+    @property
+    def port(self) -> int:
+        """Port to connect to."""
+        ...
+
+    def close(self) -> None:
+        """Take it down; connections through it end."""
+        ...
+
+
+@attrs.frozen
+class DirectRoute:
+    """Straight over the network."""
+
+    host: str
+    port: int
+
+    def close(self) -> None:
+        """Do nothing: there is nothing in between."""
+
+
+class _SshRoute:
+    """A port of the caller's machine that leads through SSH."""
+
+    def __init__(self, target: SshTarget, port: int) -> None:
+        self._forward = SshForward(target, port)
+        self.host = _LOOPBACK
+        self.port = self._forward.port
+
+    def close(self) -> None:
+        self._forward.close()
 
 
 @runtime_checkable
@@ -53,13 +99,20 @@ class Endpoint(Protocol):
         ...
 
     @property
-    def data_host(self) -> str | None:
-        """Where the source's agent finds this target; ``None`` if that is not known."""
-        ...
-
-    @property
     def data_port(self) -> int | None:
         """Where it listens as a target; ``None``: as the options say."""
+        ...
+
+    def bind_address(self, *, same_host: bool) -> str:
+        """Return the address on which it listens as a target; *same_host*: the source is on the same machine."""
+        ...
+
+    def route(self, port: int, *, source: Endpoint, same_host: bool) -> Route:
+        """Return the way for the source's data to *port* of this target.
+
+        Raises:
+            InvalidRequestError: There is none.
+        """
         ...
 
     def check(self, role: Literal["source", "target"]) -> Sequence[Finding]:
@@ -88,7 +141,9 @@ def _paths(value: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> 
     return tuple(os.fspath(item) for item in items)
 
 
-def _some_absolute(instance: Host, attribute: attrs.Attribute[tuple[str, ...]], value: tuple[str, ...]) -> None:
+def _some_absolute(
+    instance: Host, attribute: attrs.Attribute[tuple[str, ...]], value: tuple[str, ...]
+) -> None:
     if not value:
         raise InvalidRequestError(
             f"{type(instance).__name__} names no disk",
@@ -110,12 +165,14 @@ class Host:
     Attributes:
         disks: Paths of whole disks there.
         python: The interpreter for the agent; ``None``: the best one there.
-        data_host: Where the other host's agent finds this one, if it is the target.
+        data_host: Address under which the source's agent finds this host as a target; ``None``: the host's own
+            name, or loopback where both are on one machine.
         data_port: Where it listens as a target; ``None``: as the options say.
     """
 
     disks: tuple[str, ...] = attrs.field(converter=_paths, validator=_some_absolute)
     python: str | None = None
+    data_host: str | None = None
     data_port: int | None = None
 
     @property
@@ -127,6 +184,10 @@ class Host:
     def reachable(self) -> bool:
         """Whether an agent can be started at once: yes."""
         return True
+
+    def bind_address(self, *, same_host: bool) -> str:
+        """Return where it listens as a target: on loopback if that is enough, else everywhere."""
+        return _LOOPBACK if same_host and self.data_host is None else _ANY
 
     def check(self, role: Literal["source", "target"]) -> Sequence[Finding]:
         """Return nothing: agents find out all there is."""
@@ -143,51 +204,65 @@ class Host:
         """Do nothing: nothing was changed but the target's disks."""
 
 
-@attrs.frozen(kw_only=True)
-class LocalHost(Host):
-    """The caller's own machine.
+class _CallersMachine:
+    """What the caller's own machine does as a target."""
 
-    Attributes:
-        disks: Paths of whole disks, such as ``["/dev/sdb"]``.
-        python: The interpreter for the agent; ``None``: the one that runs this.
-        sudo: Start the agent with ``sudo -n``, for callers who are not root.
-        data_host: Address under which the source's agent finds this machine, if that is another machine.
-    """
-
-    sudo: bool = False
-    data_host: str | None = "127.0.0.1"
-
-    @property
-    def description(self) -> str:
-        """``local:`` and the paths."""
-        return f"local:{','.join(self.disks)}"
+    data_host: str | None
 
     @property
     def local(self) -> bool:
         """Whether it is the caller's own machine: yes."""
         return True
 
+    def route(self, port: int, *, source: Endpoint, same_host: bool) -> Route:
+        """Return the way for the source's data to *port*.
+
+        Raises:
+            InvalidRequestError: The source is another machine, and this one's address is not known.
+        """
+        if self.data_host is not None:
+            return DirectRoute(self.data_host, port)
+        if same_host:
+            return DirectRoute(_LOOPBACK, port)
+        raise InvalidRequestError(
+            f"it is not known under which address {source.description} finds this machine",
+            remedy="Give the target data_host=, an address of this machine that the source can reach",
+        )
+
+
+@attrs.frozen(kw_only=True)
+class LocalHost(_CallersMachine, Host):
+    """The caller's own machine.
+
+    Attributes:
+        sudo: Start the agent with ``sudo -n``, for callers who are not root.
+    """
+
+    sudo: bool = False
+
+    @property
+    def description(self) -> str:
+        """``local:`` and the paths."""
+        return f"local:{','.join(self.disks)}"
+
     def open_agent(self) -> Agent:
         """Start an agent as a child process."""
-        return start_local_agent(python=self.python, sudo=self.sudo)
+        return start_local_agent(python=self.python or sys.executable, sudo=self.sudo)
 
 
 @attrs.frozen
-class ImageFile(Host):
+class ImageFile(_CallersMachine, Host):
     """Raw image files on the caller's own machine, one a disk.
 
     As a source they are read; as a target they are made, or grown, to the source's sizes. They need no root.
 
     Attributes:
         disks: One path, or one for each disk.
-        python: The interpreter for the agent; ``None``: the one that runs this.
-        data_host: Address under which the source's agent finds this machine, if that is another machine.
     """
 
     disks: tuple[str, ...] = attrs.field(
         converter=_paths, validator=_some_absolute, alias="path", kw_only=False
     )
-    data_host: str | None = attrs.field(default="127.0.0.1", kw_only=True)
 
     @property
     def creates(self) -> bool:
@@ -199,41 +274,59 @@ class ImageFile(Host):
         """``image:`` and the paths."""
         return f"image:{','.join(self.disks)}"
 
-    @property
-    def local(self) -> bool:
-        """Whether it is the caller's own machine: yes."""
-        return True
-
     def open_agent(self) -> Agent:
         """Start an agent as a child process."""
-        return start_local_agent(python=self.python)
+        return start_local_agent(python=self.python or sys.executable)
 
 
 @attrs.frozen
 class SshHost(Host):
     """A host reached with OpenSSH's client, so that the caller's own configuration, keys and jump hosts count.
 
+    What is ``None`` is left to that configuration.
+
     Attributes:
         address: As ``ssh`` takes it: ``root@host``, or a name of the caller's configuration.
-        disks: Paths of whole disks there.
-        port: Of its SSH server; ``None``: as the configuration says.
-        options: More options for ``ssh``.
-        python: The interpreter for the agent; ``None``: the best one there.
-        sudo: Start the agent with ``sudo -n``, for users who are not root.
-        data_host: Address under which the source's agent finds this host as a target; ``None``: the host's name
-            in *address*.
+        port: Of its SSH server.
+        sudo: Whether to become root by ``sudo`` without a password; ``auto``: if the login is another user's.
+        config: Another configuration file than the user's.
+        identity: A file with a private key.
+        jump: A machine on the way.
+        password: For a login without keys; given to the SSH client alone, through memory.
+        known_hosts: Another file of known host keys than the user's.
+        pin_on_first_use: A file for the host key of a machine that no one can know yet.
+        data_through_ssh: As a target: send the data through SSH, where no port of it can be reached. The source
+            must be the caller's machine.
     """
 
     address: str = attrs.field(kw_only=False)
     port: int | None = attrs.field(default=None, kw_only=True)
-    options: tuple[str, ...] = attrs.field(default=(), converter=tuple, kw_only=True)
-    sudo: bool = attrs.field(default=False, kw_only=True)
-    data_address: str | None = attrs.field(default=None, kw_only=True, alias="data_host")
+    sudo: Literal["auto"] | bool = attrs.field(default="auto", kw_only=True)
+    config: Path | None = attrs.field(default=None, kw_only=True)
+    identity: Path | None = attrs.field(default=None, kw_only=True)
+    jump: str | None = attrs.field(default=None, kw_only=True)
+    password: str | None = attrs.field(default=None, kw_only=True, repr=False)
+    known_hosts: Path | None = attrs.field(default=None, kw_only=True)
+    pin_on_first_use: Path | None = attrs.field(default=None, kw_only=True)
+    data_through_ssh: bool = attrs.field(default=False, kw_only=True)
 
     @property
-    def data_host(self) -> str | None:
-        """Where the source's agent finds this host."""
-        return self.data_address or self.address.rpartition("@")[2]
+    def ssh(self) -> SshTarget:
+        """How it is reached.
+
+        Raises:
+            InvalidRequestError: The address is none.
+        """
+        return SshTarget(
+            self.address,
+            port=self.port,
+            config=self.config,
+            identity=self.identity,
+            jump=self.jump,
+            password=self.password,
+            known_hosts=self.known_hosts,
+            pin_on_first_use=self.pin_on_first_use,
+        )
 
     @property
     def description(self) -> str:
@@ -246,15 +339,30 @@ class SshHost(Host):
         """Whether it is the caller's own machine: no, as far as is known."""
         return False
 
+    def bind_address(self, *, same_host: bool) -> str:
+        """Return where it listens as a target: on loopback if the data comes through SSH, else everywhere."""
+        return _LOOPBACK if self.data_through_ssh else super().bind_address(same_host=same_host)
+
+    def route(self, port: int, *, source: Endpoint, same_host: bool) -> Route:
+        """Return the way for the source's data to *port*.
+
+        Raises:
+            InvalidRequestError: Through SSH, but from another machine than the caller's.
+        """
+        if self.data_through_ssh:
+            if not source.local:
+                raise InvalidRequestError(
+                    f"data of {source.description} cannot go through the caller's SSH",
+                    remedy="Run the migration on the source, or open a port on the target",
+                )
+            return _SshRoute(self.ssh, port)
+        if self.data_host is None and same_host:
+            return DirectRoute(_LOOPBACK, port)
+        return DirectRoute(self.data_host or self.address.rpartition("@")[2], port)
+
     def open_agent(self) -> Agent:
         """Start an agent there."""
-        return start_ssh_agent(
-            self.address,
-            port=self.port,
-            options=self.options,
-            python=self.python,
-            sudo=self.sudo,
-        )
+        return start_ssh_agent(self.ssh, sudo=self.sudo, python=self.python)
 
 
 def parse_endpoint(
@@ -293,19 +401,24 @@ def parse_endpoint(
     )
 
 
+_SSH: Final = re.compile(
+    r"ssh://(?:(?P<user>[^@/]+)@)?(?P<host>\[[0-9a-fA-F:.%]+\]|[^@/:\[\]]+)(?::(?P<port>\d{1,5}))?(?P<disks>/.+)"
+)
+
+
 def _parse_ssh(text: str) -> SshHost:
-    parts = urlsplit(text)
-    try:
-        port = parts.port
-    except ValueError as error:
-        raise InvalidRequestError(f"{text!r}: {error}") from error
-    if not parts.hostname or not parts.path.strip("/") or parts.password is not None:
+    match = _SSH.fullmatch(text)
+    user = "" if match is None or match["user"] is None else match["user"]
+    if match is None or ":" in user:
         raise InvalidRequestError(
             f"{text!r} is no host with a disk",
             remedy="Write ssh://user@host[:port]/dev/sda, without a password: ssh asks for it, or uses keys",
         )
-    if parts.hostname.startswith("-"):
-        raise InvalidRequestError(f"{parts.hostname!r} is no host name: ssh would read it as an option")
-    user = "" if parts.username is None else f"{unquote(parts.username)}@"
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return SshHost(f"{user}{host}", disks=parts.path.split(","), port=port)
+    # OpenSSH takes an IPv6 address without brackets.
+    address = f"{user}@" if user else ""
+    address += match["host"].strip("[]")
+    port = None if match["port"] is None else int(match["port"])
+    endpoint = SshHost(address, disks=match["disks"].split(","), port=port)
+    # A host that ssh would read as an option is refused now, not when it is used.
+    _ = endpoint.ssh
+    return endpoint

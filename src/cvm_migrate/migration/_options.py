@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import attrs
@@ -9,10 +10,13 @@ import attrs
 from cvm_migrate.errors import InvalidRequestError
 from cvm_migrate.units import GiB, KiB, MiB, format_size
 
+Validator = Callable[[object, "attrs.Attribute[Any]", Any], None]
 
-def _between(low: float, high: float) -> Any:
-    def check(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+
+def _between(low: float, high: float) -> Validator:
+    def check(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:  # noqa: ANN401 - whatever the caller gave
+        # bool is an int to Python; nobody means it.
+        if type(value) not in {int, float} or not low <= value <= high:
             raise InvalidRequestError(
                 f"option {attribute.name} is {value!r}, but must lie between {low:g} and {high:g}"
             )
@@ -28,7 +32,7 @@ def _rate(_: object, attribute: attrs.Attribute[Any], value: int | None) -> None
         )
 
 
-def _one_of(*names: str) -> Any:
+def _one_of(*names: str) -> Validator:
     def check(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
         if value not in names:
             raise InvalidRequestError(
@@ -38,7 +42,7 @@ def _one_of(*names: str) -> Any:
     return check
 
 
-def _power_of_two(low: int, high: int) -> Any:
+def _power_of_two(low: int, high: int) -> Validator:
     def check(_: object, attribute: attrs.Attribute[Any], value: int | None) -> None:
         if value is not None and (value < low or value > high or value & (value - 1)):
             raise InvalidRequestError(

@@ -8,6 +8,7 @@ one beside it. A step that fails leaves the state as it was, so it can be repeat
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from cvm_migrate.errors import StepOrderError
@@ -37,7 +38,7 @@ class Step(enum.Enum):
     ABORT = "abort"
 
 
-TRANSITIONS = MappingProxyType(
+TRANSITIONS: Mapping[Step, Mapping[State, State]] = MappingProxyType(
     {
         Step.CHECK: {state: state for state in State if state is not State.FINISHED},
         # Again after an abort: what the target holds by then is compared, not sent again.

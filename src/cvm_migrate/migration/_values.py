@@ -15,7 +15,7 @@ from cvm_migrate.model import ExtentMap
 from cvm_migrate.units import format_rate, format_seconds, format_size
 
 
-def to_plain(value: object) -> Any:
+def to_plain(value: object) -> Any:  # noqa: ANN401, PLR0911 - JSON has no narrower type; one line a kind
     """Return *value* as what JSON knows: attrs values as objects, sets of ranges as their numbers."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -23,8 +23,9 @@ def to_plain(value: object) -> Any:
         return value.value
     if isinstance(value, ExtentMap):
         return {"bytes": value.total, "extents": len(value)}
-    if attrs.has(type(value)):
-        fields = attrs.fields(type(value))
+    kind = type(value)
+    if attrs.has(kind):
+        fields = attrs.fields(kind)
         return {field.name: to_plain(getattr(value, field.name)) for field in fields}
     if isinstance(value, Mapping):
         mapping = cast("Mapping[object, object]", value)
@@ -57,6 +58,15 @@ class Result:
     def to_text(self) -> str:
         """Return it as lines for a terminal."""
         return as_text(self.rows())
+
+    def to_html(self) -> str:
+        """Return it as a page of its own."""
+        return (
+            "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>cvm_migrate</title>"
+            "<style>body{font-family:sans-serif;margin:2em}table{border-collapse:collapse;margin-bottom:2em}"
+            "td,th{border:1px solid #ccc;padding:.3em .6em}caption{font-weight:bold;text-align:left}</style>"
+            f"</head><body>{self._repr_html_()}</body></html>"
+        )
 
     def _repr_html_(self) -> str:
         return as_table(type(self).__name__, self.rows())

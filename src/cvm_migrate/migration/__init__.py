@@ -1,0 +1,54 @@
+"""The facade: endpoints, options, steps and their results."""
+
+from __future__ import annotations
+
+from cvm_migrate.migration._endpoints import (
+    DirectRoute,
+    Endpoint,
+    Host,
+    ImageFile,
+    LocalHost,
+    Route,
+    SshHost,
+    parse_endpoint,
+)
+from cvm_migrate.migration._migration import Decision, Migration
+from cvm_migrate.migration._options import Options
+from cvm_migrate.migration._results import (
+    CheckReport,
+    CutoverResult,
+    DiskPair,
+    DiskPass,
+    Prepared,
+    Report,
+    Status,
+    SyncResult,
+)
+from cvm_migrate.migration._steps import TRANSITIONS, State, Step
+from cvm_migrate.migration._values import Result
+
+__all__ = [
+    "TRANSITIONS",
+    "CheckReport",
+    "CutoverResult",
+    "Decision",
+    "DirectRoute",
+    "DiskPair",
+    "DiskPass",
+    "Endpoint",
+    "Host",
+    "ImageFile",
+    "LocalHost",
+    "Migration",
+    "Options",
+    "Prepared",
+    "Report",
+    "Result",
+    "Route",
+    "SshHost",
+    "State",
+    "Status",
+    "Step",
+    "SyncResult",
+    "parse_endpoint",
+]

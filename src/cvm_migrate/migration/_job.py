@@ -1,0 +1,394 @@
+"""What a migration consists of while a process works on it; the steps in other modules share it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from cvm_migrate.deadline import CancelToken
+from cvm_migrate.delta import Convergence, PassFacts
+from cvm_migrate.disk import mounts_on
+from cvm_migrate.errors import InvalidRequestError
+from cvm_migrate.events import Event, Noticed, Observer, PassEnded, PassStarted
+from cvm_migrate.migration._checkpoint import Checkpoint, DiskIdentity, DiskRecord
+from cvm_migrate.migration._endpoints import Endpoint
+from cvm_migrate.migration._ends import End, Ends
+from cvm_migrate.migration._options import Options
+from cvm_migrate.migration._passes import Passes, Tally, Work
+from cvm_migrate.migration._results import DiskPair, SyncResult, finding_from_dict
+from cvm_migrate.migration._values import to_plain
+from cvm_migrate.model import ExtentMap, Finding, OpenDisk, Severity
+
+_STARTED: Final = "started"
+
+
+class Job:
+    """Endpoints, checkpoint, agents, disks and results of one migration.
+
+    Args:
+        source: Where the disks are read.
+        target: Where they are written.
+        state: The state directory.
+        options: Limits and choices.
+        observer: Takes events.
+        cancel: Ends steps at their next chunk.
+    """
+
+    def __init__(
+        self,
+        source: Endpoint,
+        target: Endpoint,
+        *,
+        state: Path | None,
+        options: Options,
+        observer: Observer | None,
+        cancel: CancelToken,
+    ) -> None:
+        self.source = source
+        self.target = target
+        self.options = options
+        self.cancel = cancel
+        self._observer = observer
+        self._held_back: list[Event] | None = None
+        self.checkpoint = Checkpoint(state)
+        self.ends = Ends(source, target, options=options, emit=self.emit)
+        self.passes = Passes(
+            self.ends, options=options, emit=self.emit, save=self.save, cancel=cancel
+        )
+        self.works: list[Work] = []
+        self.results = [
+            SyncResult.from_dict(record) for record in self.checkpoint.records("passes")
+        ]
+        self.findings = [
+            finding_from_dict(record) for record in self.checkpoint.records("findings")
+        ]
+        self.mounts: tuple[str, ...] = ()
+        self._mounts_by_disk: dict[int, frozenset[str]] = {}
+        self.freeze_seconds: float | None = self.checkpoint.get("freeze_seconds")
+        self.resumed = bool(self.checkpoint.disks())
+        self.convergence = self._new_convergence()
+        self.compare_rate: float | None = None
+        # Bytes that a fresh reading of both ends found equal, with the tracker that runs now.
+        self.proved: int | None = None
+        # Disks with a mounted file system that refuses to be frozen.
+        self.unfreezable: set[int] = set()
+        self._number = len(self.results)
+
+    def _new_convergence(self) -> Convergence:
+        sizes = sum(record.source.size for record in self.checkpoint.disks())
+        return Convergence(
+            budget=self.options.max_downtime,
+            max_passes=int(self.options.max_passes),
+            max_bytes=int(self.options.max_bytes * sizes) if sizes else None,
+            freeze=self.freeze_seconds or 0.0,
+        )
+
+    # Events and findings.
+
+    def emit(self, event: Event) -> None:
+        """Tell the observer, or keep it until file systems are thawed."""
+        if self._held_back is not None:
+            self._held_back.append(event)
+        elif self._observer is not None:
+            self._observer(event)
+
+    @contextlib.contextmanager
+    def silence(self) -> Iterator[None]:
+        """While frozen: nothing is written, nobody is called. What there is to tell is told by :meth:`speak`."""
+        self._held_back = []
+        self.passes.quiet = True
+        try:
+            yield
+        finally:
+            self.passes.quiet = False
+
+    def speak(self) -> None:
+        """Tell and store what was held back."""
+        events, self._held_back = self._held_back or [], None
+        for event in events:
+            if isinstance(event, Noticed):
+                self.checkpoint.add_finding(to_plain(event.finding))
+            self.emit(event)
+
+    def note(
+        self, severity: Severity, title: str, *, evidence: str = "", remedy: str = ""
+    ) -> Finding:
+        """Keep something the caller should know, once."""
+        finding = Finding(severity, title, evidence, remedy)
+        if finding not in self.findings:
+            self.findings.append(finding)
+            if self._held_back is None:
+                self.checkpoint.add_finding(to_plain(finding))
+            self.emit(Noticed(finding))
+        return finding
+
+    # Agents and disks.
+
+    def ready(self) -> None:
+        """Have agents, disks, tracker and data path, whatever was lost.
+
+        Raises:
+            InvalidRequestError: The disks are not those of the checkpoint.
+        """
+        if self.ends.is_open and self.works:
+            return
+        for role, endpoint in (("source", self.source), ("target", self.target)):
+            endpoint.begin("source" if role == "source" else "target", self.checkpoint.notes)
+        started = self.ends.mend(before_target=self._recognise_source)
+        if not self.works:
+            self._load()
+        if started:
+            self.proved = None
+            for work in self.works:
+                if work.touched - work.pending:
+                    work.suspect = "tracking began after a part had been copied"
+
+    def _recognise_source(self) -> None:
+        """Refuse other disks than the checkpoint knows, before the target is opened for writing."""
+        known = self.checkpoint.disks()
+        if known:
+            _recognise(
+                [record.source for record in known], self._identities(self.ends.source), "source"
+            )
+
+    def _load(self) -> None:
+        sources = self._identities(self.ends.source)
+        targets = self._identities(self.ends.target)
+        known = self.checkpoint.disks()
+        if known:
+            _recognise([record.target for record in known], targets, "target")
+            self.works = [
+                Work(
+                    disk=record.disk,
+                    size=record.source.size,
+                    touched=record.touched,
+                    # What was never sent is pending as well.
+                    pending=record.pending
+                    | (ExtentMap.whole(record.source.size) - record.touched),
+                )
+                for record in known
+            ]
+            return
+        self.works = []
+        records: list[DiskRecord] = []
+        for number, (source, target) in enumerate(zip(sources, targets, strict=True)):
+            whole = ExtentMap.whole(source.size)
+            nothing = ExtentMap()
+            held = self.options.compare
+            work = Work(
+                disk=number,
+                size=source.size,
+                touched=whole if held else nothing,
+                pending=nothing if held else whole,
+            )
+            self.works.append(work)
+            records.append(DiskRecord(number, source, target, work.touched, work.pending))
+        self.checkpoint.save_disks(records)
+        self.checkpoint.put(_STARTED, time.time())
+        self.convergence = self._new_convergence()
+
+    def _identities(self, end: End) -> list[DiskIdentity]:
+        return [self._identity(end, disk) for disk in end.disks]
+
+    @staticmethod
+    def _identity(end: End, disk: OpenDisk) -> DiskIdentity:
+        number = disk.identity.removeprefix("block:")
+        facts = end.facts
+        found = next((d for d in facts.disks if d.number == number), None) if facts else None
+        return DiskIdentity(
+            path=disk.path,
+            # Targets may be larger, and a file grows: what matters is that it is the same file.
+            size=disk.size,
+            serial=None if found is None else found.serial or None,
+            backing_file=None if found is None else found.backing_file,
+        )
+
+    def look_at_mounts(self) -> None:
+        """See what is mounted on the source's disks now, in the order to freeze it."""
+        self._mounts_by_disk = {}
+        facts = self.ends.source.look()
+        numbers = {
+            number: disk.identity.removeprefix("block:")
+            for number, disk in enumerate(self.ends.source.disks)
+            if disk.kind == "block"
+        }
+        for disk, number in numbers.items():
+            found = mounts_on(facts, [number])
+            self._mounts_by_disk[disk] = frozenset(mount.mount_point for mount in found)
+        self.mounts = tuple(mount.mount_point for mount in mounts_on(facts, numbers.values()))
+
+    def disks_of(self, mounts: Iterable[str]) -> set[int]:
+        """Return the disks that any of *mounts* lies on."""
+        wanted = set(mounts)
+        return {disk for disk, here in self._mounts_by_disk.items() if not here.isdisjoint(wanted)}
+
+    def pairs(self) -> tuple[DiskPair, ...]:
+        """Return which disk goes where."""
+        return tuple(
+            DiskPair(
+                source=record.source.path,
+                target=record.target.path,
+                size=record.source.size,
+                target_size=record.target.size,
+            )
+            for record in self.checkpoint.disks()
+        )
+
+    @property
+    def started(self) -> float:
+        """When the migration began, in seconds since 1970."""
+        moment: float | None = self.checkpoint.get(_STARTED)
+        return time.time() if moment is None else moment
+
+    @property
+    def size(self) -> int:
+        """Bytes of all disks."""
+        return sum(work.size for work in self.works)
+
+    @property
+    def tracked(self) -> bool:
+        """Whether a tracker runs."""
+        return self.ends.tracking is not None and self.ends.tracking.rung is not None
+
+    @property
+    def from_files(self) -> bool:
+        """Whether the source is image files, which nobody freezes."""
+        return all(disk.kind == "file" for disk in self.ends.source.disks)
+
+    def save(self, works: Sequence[Work]) -> None:
+        """Write down how far disks are."""
+        known = {record.disk: record for record in self.checkpoint.disks()}
+        self.checkpoint.save_disks(
+            [
+                attrs.evolve(known[work.disk], touched=work.touched, pending=work.pending)
+                for work in works
+            ]
+        )
+
+    # Passes.
+
+    def next_number(self) -> int:
+        """Return the number of a pass that begins."""
+        self._number += 1
+        return self._number
+
+    def collect(self, kind: str) -> list[Tally]:
+        """Take over what the tracker saw on every disk."""
+        tallies = [Tally(work.disk) for work in self.works]
+        for work, tally in zip(self.works, tallies, strict=True):
+            changes = self.passes.collect(work, tally)
+            if kind == "delta" and changes is not None and changes.certain:
+                changed = (changes.written | changes.discarded).clip(0, work.size)
+                work.deferred = work.hot.update(changed)[1] & work.pending
+            else:
+                work.deferred = ExtentMap()
+        return tallies
+
+    def one_pass(self, kind: str) -> SyncResult:
+        """Collect, compare where the tracker does not vouch, send, read back; predict."""
+        number = self.next_number()
+        started = time.monotonic()
+        tallies = self.collect(kind)
+        self.save(self.works)
+        todo = sum((work.pending - work.deferred).total for work in self.works) + sum(
+            (work.touched - work.pending).total for work in self.works if work.suspect
+        )
+        self.emit(PassStarted(number, kind, todo))
+        for work, tally in zip(self.works, tallies, strict=True):
+            self.passes.settle(work, tally, number=number)
+            self.passes.send(work, work.pending - work.deferred, tally, number=number)
+            tally.deferred = work.deferred.total
+        return self.conclude(number, kind, tallies, time.monotonic() - started)
+
+    def conclude(
+        self, number: int, kind: str, tallies: Sequence[Tally], seconds: float
+    ) -> SyncResult:
+        """Make a pass a result, predict, store and tell it."""
+        sent = sum(tally.sent for tally in tallies)
+        moving = sum(tally.stream_seconds + tally.read_back_seconds for tally in tallies)
+        compared = sum(tally.compared for tally in tallies)
+        comparing = sum(tally.compare_seconds for tally in tallies)
+        if compared and comparing:
+            self.compare_rate = compared / comparing
+        rate = sent / moving if sent and moving else None
+        dirty = 0 if self.from_files else self.passes.dirty_now(self.works)
+        judgement = self.convergence.update(
+            PassFacts(
+                dirty_bytes=dirty,
+                sent_bytes=sent,
+                seconds=seconds,
+                applied_rate=rate,
+                full=kind == "full",
+                to_compare=self.to_compare(),
+                # Reading and comparing is at least as fast as reading, sending and writing.
+                digest_rate=self.compare_rate or rate,
+            )
+        )
+        forecast = judgement.forecast
+        self.passes.predicted_downtime = forecast.downtime
+        result = SyncResult(
+            number=number,
+            kind=kind,
+            disks=tuple(tally.done() for tally in tallies),
+            seconds=seconds,
+            rate=rate,
+            dirty_bytes=dirty,
+            dirty_rate=forecast.dirty_rate,
+            predicted_downtime=forecast.downtime,
+            verdict=judgement.verdict.value,
+            reason=judgement.reason,
+            remedy=judgement.remedy,
+        )
+        self.results.append(result)
+        self.checkpoint.add_pass(number, result.to_dict())
+        self.emit(
+            PassEnded(
+                number=number,
+                kind=kind,
+                sent=sent,
+                wire=result.wire,
+                compared=compared,
+                seconds=seconds,
+                dirty_bytes=dirty,
+                predicted_downtime=forecast.downtime,
+            )
+        )
+        return result
+
+    def to_compare(self) -> int:
+        """Return how many bytes a cutover compares while frozen, as far as is known now."""
+        if self.from_files:
+            return 0
+        if not self.tracked or self.options.prove == "frozen":
+            return self.size
+        return sum(work.size for work in self.works if work.disk in self.unfreezable)
+
+
+def _recognise(known: Sequence[DiskIdentity], found: Sequence[DiskIdentity], role: str) -> None:
+    if len(known) != len(found):
+        raise InvalidRequestError(
+            f"the state directory is of a migration of {len(known)} disks, not {len(found)}",
+            remedy="Name the same disks, or use another state directory",
+        )
+    for one, other in zip(known, found, strict=True):
+        if not one.is_same(other):
+            raise InvalidRequestError(
+                f"the {role}'s disk {other.path} ({_names(other)}) is not the one this migration began with:"
+                f" {one.path} ({_names(one)})",
+                remedy="Name the disk it began with, or use another state directory for another disk",
+                device=other.path,
+            )
+
+
+def _names(identity: DiskIdentity) -> str:
+    parts = [f"{identity.size} bytes"]
+    if identity.serial is not None:
+        parts.append(f"serial number {identity.serial}")
+    if identity.backing_file is not None:
+        parts.append(f"backed by {identity.backing_file}")
+    return ", ".join(parts)
