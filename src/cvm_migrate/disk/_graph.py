@@ -94,7 +94,8 @@ class Graph:
             if mount.mount_point == "/"
             and (mount.parent not in listed or mount.parent == mount.id)
         ]
-        if not roots:
+        # Kernels without mountinfo (CentOS 5) tell no parents.
+        if not roots or not any(mount.parent in listed for mount in self.facts.mounts):
             return self._longest(path)
         here = roots[-1]
         seen = {here.id}

@@ -72,8 +72,8 @@ _LEGACY: Final = (
     ("sles", re.compile(r"SUSE Linux Enterprise \w+ (\d+(?:[. ]SP\d+|\.\d+)?)")),
     ("opensuse", re.compile(r"openSUSE (?:Leap )?(\d+(?:\.\d+)?)")),
     ("ubuntu", re.compile(r"Ubuntu (\d+\.\d+(?:\.\d+)?)")),
-    ("debian", re.compile(r"(?:Debian GNU/Linux )?(\d+(?:\.\d+)*)$")),
-    ("debian", re.compile(r"()[a-z]+/sid$")),
+    ("debian", re.compile(r"(?:Debian (?:GNU/Linux )?)?(\d+(?:\.\d+)*)$")),
+    ("debian", re.compile(r"(?:Debian (?:GNU/Linux )?)?()[a-z]+/sid$")),
 )
 
 _ARCHITECTURES: Final[Mapping[str, str]] = MappingProxyType(
