@@ -11,14 +11,13 @@ import random
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import attrs
 
-from cvm_migrate.events import Event
+from cvm_migrate.events import Observer
 from cvm_migrate.migration import ImageFile, LocalHost, Migration, Options, Report, Result
-from cvm_migrate.testing import BusyDisk, Proof, attached, prove_copy
+from cvm_migrate.testing._busy_disk import BusyDisk, Proof, attached, prove_copy
 from cvm_migrate.units import KiB, format_size
 
 _DOWNTIME = 1.0
@@ -61,14 +60,16 @@ class DemoResult(Result):
                 f"  files          {proof.files}",
             ]
         if self.identical is not None:
-            lines.append(f"the copy is {'identical, byte for byte' if self.identical else 'DIFFERENT'}")
+            lines.append(
+                f"the copy is {'identical, byte for byte' if self.identical else 'DIFFERENT'}"
+            )
         if self.not_shown is not None:
             lines.append(f"not shown: {self.not_shown}")
         lines.append("proven" if self.proven else "NOT PROVEN")
         return "\n".join(lines)
 
 
-def demo(*, size: int, observer: Callable[[Event], None], without_root: bool = False) -> DemoResult:
+def demo(*, size: int, observer: Observer, without_root: bool = False) -> DemoResult:
     """Move a busy disk and prove the copy.
 
     Args:
@@ -83,7 +84,7 @@ def demo(*, size: int, observer: Callable[[Event], None], without_root: bool = F
         return _with_disk(folder, size, observer)
 
 
-def _with_disk(folder: Path, size: int, observer: Callable[[Event], None]) -> DemoResult:
+def _with_disk(folder: Path, size: int, observer: Observer) -> DemoResult:
     copy = folder / "copy.img"
     with copy.open("wb") as file:
         file.truncate(size)
@@ -102,7 +103,7 @@ def _with_disk(folder: Path, size: int, observer: Callable[[Event], None]) -> De
     return DemoResult(report=report, proof=proof, identical=None, not_shown=None)
 
 
-def _with_image(folder: Path, size: int, observer: Callable[[Event], None]) -> DemoResult:
+def _with_image(folder: Path, size: int, observer: Observer) -> DemoResult:
     source, copy = folder / "source.img", folder / "copy.img"
     _fill(source, size)
     stop = threading.Event()

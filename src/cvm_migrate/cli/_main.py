@@ -17,8 +17,8 @@ from cvm_migrate.cli._demo import demo
 from cvm_migrate.cli._exit_codes import ExitCode, exit_code
 from cvm_migrate.cli._progress import ProgressDisplay
 from cvm_migrate.errors import CvmMigrateError, InvalidRequestError
-from cvm_migrate.events import Event
-from cvm_migrate.migration import Endpoint, Migration, Options, parse_endpoint
+from cvm_migrate.events import Event, Observer
+from cvm_migrate.migration import Endpoint, Migration, Options, Result, parse_endpoint
 from cvm_migrate.units import parse_size
 
 
@@ -180,7 +180,7 @@ def _options(parsed: argparse.Namespace) -> Options:
     return Options(**given)
 
 
-def _migration(parsed: argparse.Namespace, observer: Any) -> Migration:
+def _migration(parsed: argparse.Namespace, observer: Observer) -> Migration:
     source, target = parsed.source, parsed.target
     return Migration(
         source=_endpoint(source),
@@ -191,14 +191,14 @@ def _migration(parsed: argparse.Namespace, observer: Any) -> Migration:
     )
 
 
-def _check(parsed: argparse.Namespace, observer: Any) -> tuple[Any, int]:
+def _check(parsed: argparse.Namespace, observer: Observer) -> tuple[Result, int]:
     with _migration(parsed, observer) as migration:
         report = migration.check()
     _write_report(parsed, report)
     return report, ExitCode.DONE if report.possible else ExitCode.NOT_POSSIBLE
 
 
-def _run(parsed: argparse.Namespace, observer: Any) -> tuple[Any, int]:
+def _run(parsed: argparse.Namespace, observer: Observer) -> tuple[Result, int]:
     if parsed.dry_run:
         return _check(parsed, observer)
     with _migration(parsed, observer) as migration:
@@ -207,17 +207,17 @@ def _run(parsed: argparse.Namespace, observer: Any) -> tuple[Any, int]:
     return report, ExitCode.DONE
 
 
-def _capture(parsed: argparse.Namespace, observer: Any) -> tuple[Any, int]:
+def _capture(parsed: argparse.Namespace, observer: Observer) -> tuple[Result, int]:
     parsed.target = _image(parsed.image)
     return _run(parsed, observer)
 
 
-def _restore(parsed: argparse.Namespace, observer: Any) -> tuple[Any, int]:
+def _restore(parsed: argparse.Namespace, observer: Observer) -> tuple[Result, int]:
     parsed.source = _image(parsed.image)
     return _run(parsed, observer)
 
 
-def _abort(parsed: argparse.Namespace, observer: Any) -> tuple[Any, int]:
+def _abort(parsed: argparse.Namespace, observer: Observer) -> tuple[Result, int]:
     if parsed.state is None:
         raise InvalidRequestError(
             "abort needs the state directory of the migration",
@@ -227,16 +227,22 @@ def _abort(parsed: argparse.Namespace, observer: Any) -> tuple[Any, int]:
         return migration.abort(), ExitCode.DONE
 
 
-def _demo(parsed: argparse.Namespace, observer: Any) -> tuple[Any, int]:
+def _demo(parsed: argparse.Namespace, observer: Observer) -> tuple[Result, int]:
     shown = demo(size=parsed.size, observer=observer, without_root=parsed.no_root)
     return shown, ExitCode.DONE if shown.proven else ExitCode.NOT_IDENTICAL
 
 
-def _write_report(parsed: argparse.Namespace, report: Any) -> None:
+def _page(report: Result) -> str:
+    # The name is IPython's: what a notebook shows is what the page shows.
+    body = report._repr_html_()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    return f"<!doctype html><html><head><meta charset='utf-8'><title>cvm_migrate</title></head><body>{body}</body></html>\n"
+
+
+def _write_report(parsed: argparse.Namespace, report: Result) -> None:
     if parsed.report is None:
         return
     try:
-        parsed.report.write_text(report.to_html(), encoding="utf-8")
+        parsed.report.write_text(_page(report), encoding="utf-8")
     except OSError as error:
         print(f"the report could not be written: {error}", file=sys.stderr)
 
