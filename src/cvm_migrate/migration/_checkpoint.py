@@ -9,7 +9,7 @@ import os
 import sqlite3
 import sys
 import threading
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Generator, Iterator, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -211,7 +211,7 @@ class Checkpoint:
             self._release_lock()
 
     @contextlib.contextmanager
-    def guard(self) -> Iterator[sqlite3.Connection]:
+    def guard(self) -> Generator[sqlite3.Connection]:
         """One user of the database at a time, and its errors as ours."""
         with self._mutex:
             try:

@@ -60,9 +60,9 @@ class _Outcome:
     frozen: FreezeResult = attrs.Factory(lambda: FreezeResult((), {}, 0.0))
     thawed: ThawResult | None = None
     downtime: float = 0.0
-    tallies: list[Tally] = attrs.Factory(list)
+    tallies: list[Tally] = attrs.field(factory=list[Tally])
     proven: int = 0
-    findings: list[Finding] = attrs.Factory(list)
+    findings: list[Finding] = attrs.field(factory=list[Finding])
 
 
 class _TrackerUncertainError(CvmMigrateError):

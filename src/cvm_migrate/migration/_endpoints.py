@@ -147,7 +147,7 @@ def _some_absolute(
     if not value:
         raise InvalidRequestError(
             f"{type(instance).__name__} names no disk",
-            remedy=f"Give at least one, such as {attribute.name}=['/dev/sdb']",
+            remedy=f"Give at least one, such as {attribute.alias}=['/dev/sdb']",
         )
     for path in value:
         if not path.startswith("/"):
@@ -163,17 +163,23 @@ class Host:
     """What endpoints that need no preparation have in common.
 
     Attributes:
-        disks: Paths of whole disks there.
+        paths: Of whole disks there (argument ``disks``).
         python: The interpreter for the agent; ``None``: the best one there.
         data_host: Address under which the source's agent finds this host as a target; ``None``: the host's own
             name, or loopback where both are on one machine.
         data_port: Where it listens as a target; ``None``: as the options say.
     """
 
-    disks: tuple[str, ...] = attrs.field(converter=_paths, validator=_some_absolute)
+    # A property of a protocol cannot be a field with a converter, so the field has a name of its own.
+    paths: tuple[str, ...] = attrs.field(converter=_paths, validator=_some_absolute, alias="disks")
     python: str | None = None
     data_host: str | None = None
     data_port: int | None = None
+
+    @property
+    def disks(self) -> tuple[str, ...]:
+        """Paths of the disks as the host's agent names them."""
+        return self.paths
 
     @property
     def creates(self) -> bool:
@@ -257,10 +263,10 @@ class ImageFile(_CallersMachine, Host):
     As a source they are read; as a target they are made, or grown, to the source's sizes. They need no root.
 
     Attributes:
-        disks: One path, or one for each disk.
+        paths: One, or one for each disk (argument ``path``).
     """
 
-    disks: tuple[str, ...] = attrs.field(
+    paths: tuple[str, ...] = attrs.field(
         converter=_paths, validator=_some_absolute, alias="path", kw_only=False
     )
 

@@ -36,7 +36,7 @@ class End:
     role: Literal["source", "target"]
     agent: Agent | None = None
     facts: HostFacts | None = None
-    disks: list[OpenDisk] = attrs.Factory(list)
+    disks: list[OpenDisk] = attrs.field(factory=list[OpenDisk])
 
     def start(self) -> tuple[Agent, HostFacts]:
         """Start its agent, if none runs, and ask what it finds."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -98,7 +98,7 @@ class Job:
             self._observer(event)
 
     @contextlib.contextmanager
-    def silence(self) -> Iterator[None]:
+    def silence(self) -> Generator[None]:
         """While frozen: nothing is written, nobody is called. What there is to tell is told by :meth:`speak`."""
         self._held_back = []
         self.passes.quiet = True

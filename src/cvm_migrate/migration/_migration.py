@@ -7,9 +7,9 @@ import os
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Final, Literal, Self, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar, cast
 
 from cvm_migrate.deadline import CancelToken
 from cvm_migrate.delta import LagMeter
@@ -355,7 +355,7 @@ class Migration:
         """Return everything so far."""
         job = self._job
         tracking = job.ends.tracking
-        known = job.checkpoint.get("tracking") or {"rung": None, "refused": {}}
+        known: dict[str, Any] = job.checkpoint.get("tracking") or {"rung": None, "refused": {}}
         seconds: float | None = job.checkpoint.get("seconds")
         record = job.checkpoint.get("cutover")
         return Report(
@@ -387,7 +387,7 @@ class Migration:
     # Inside.
 
     @contextlib.contextmanager
-    def _step(self, step: Step, *, connect: bool = True) -> Iterator[State]:
+    def _step(self, step: Step, *, connect: bool = True) -> Generator[State]:
         """Around every step: its order, its events, and what a failure means for the agents."""
         if self._closed:
             raise InvalidRequestError(
@@ -490,8 +490,13 @@ class Migration:
 def _endpoint(given: Endpoint | Sequence[ImageFile], role: str) -> Endpoint:
     if isinstance(given, Endpoint):
         return given
-    if isinstance(given, list | tuple) and all(isinstance(item, ImageFile) for item in given):
-        return ImageFile([path for item in given for path in item.disks])
+    # What callers without a type checker give is anything.
+    given_: object = given
+    if isinstance(given_, list | tuple):
+        items = cast("Sequence[object]", given_)
+        files = [item for item in items if isinstance(item, ImageFile)]
+        if files and len(files) == len(items):
+            return ImageFile([path for item in files for path in item.disks])
     raise InvalidRequestError(
         f"{given!r} cannot be a {role}",
         remedy="Give LocalHost(disks=...), SshHost(...), ImageFile(path), or a list of image files",
