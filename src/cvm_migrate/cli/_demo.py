@@ -55,8 +55,10 @@ class DemoResult(Result):
                 "the copy, mounted:",
                 f"  file system    {'clean' if proof.clean else 'DAMAGED'} (e2fsck)",
                 f"  SQLite         integrity_check: {proof.integrity}",
-                f"  transactions   promised before the freeze up to {proof.promised}; in the copy up to "
-                f"{proof.last_transaction}, {proof.missing} missing",
+                (
+                    f"  transactions   promised before the freeze up to {proof.promised}; in the copy up to "
+                    f"{proof.last_transaction}, {proof.missing} missing"
+                ),
                 f"  files          {proof.files}",
             ]
         if self.identical is not None:

@@ -7,7 +7,7 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -60,7 +60,7 @@ def _nothing(event: Event) -> None:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
+def _interruptible() -> Generator[None]:
     """Let SIGTERM and a closed terminal end the work as Control-C does: with everything released."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -234,8 +234,9 @@ def _demo(parsed: argparse.Namespace, observer: Observer) -> tuple[Result, int]:
 
 def _page(report: Result) -> str:
     # The name is IPython's: what a notebook shows is what the page shows.
-    body = report._repr_html_()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-    return f"<!doctype html><html><head><meta charset='utf-8'><title>cvm_migrate</title></head><body>{body}</body></html>\n"
+    body = report._repr_html_()  # pyright: ignore[reportPrivateUsage]
+    head = "<head><meta charset='utf-8'><title>cvm_migrate</title></head>"
+    return f"<!doctype html><html>{head}<body>{body}</body></html>\n"
 
 
 def _write_report(parsed: argparse.Namespace, report: Result) -> None:

@@ -93,7 +93,7 @@ def describe_progress(event: events.Progress) -> str:
     return " · ".join(parts)
 
 
-def describe(event: events.Event) -> str | None:  # noqa: PLR0911 - one line for each kind
+def describe(event: events.Event) -> str | None:  # noqa: C901, PLR0911, PLR0912 - a case for each kind
     """Return a line for an event, or ``None`` if people need none."""
     match event:
         case events.StepStarted(step=step):

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -41,7 +41,7 @@ def _run(*command: str) -> str:
 
 
 @contextlib.contextmanager
-def attached(file: Path) -> Iterator[Path]:
+def attached(file: Path) -> Generator[Path]:
     """Attach *file* as a loop device, with its partitions; detached afterwards.
 
     Raises:
@@ -60,7 +60,7 @@ def attached(file: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _mounted(partition: Path, at: Path) -> Iterator[Path]:
+def _mounted(partition: Path, at: Path) -> Generator[Path]:
     at.mkdir(parents=True, exist_ok=True)
     _run("mount", str(partition), str(at))
     try:
