@@ -28,11 +28,21 @@ def run(*command: str, check: bool = True) -> str:
     return done.stdout
 
 
-def _note(kind: str, name: str) -> Path:
+def _note(kind: str, name: str, backing: str | None = None) -> Path:
     _LEDGER.mkdir(exist_ok=True)
     note = _LEDGER / f"{os.getpid()}-{time.monotonic_ns()}.json"
-    note.write_text(json.dumps({"pid": os.getpid(), "kind": kind, "name": name}))
+    note.write_text(
+        json.dumps({"pid": os.getpid(), "kind": kind, "name": name, "backing": backing})
+    )
     return note
+
+
+def backing_file(device: str) -> str | None:
+    """What a loop device lies on now. Its number alone says nothing: others take it as soon as it is free."""
+    try:
+        return Path("/sys/block", Path(device).name, "loop", "backing_file").read_text().strip()
+    except OSError:
+        return None
 
 
 @contextlib.contextmanager
@@ -45,25 +55,31 @@ def loop_device(
             file.truncate(size)
     options = [f"--sector-size={sector}"] if sector != 512 else []
     device = run("losetup", "--find", "--show", *options, str(backing)).strip()
-    note = _note("loop", device)
+    attached = backing_file(device)
+    note = _note("loop", device, attached)
     try:
         if direct:
             # tmpfs and some sector sizes refuse direct I/O to the backing file: nothing depends on it.
             subprocess.run(["losetup", "--direct-io=on", device], check=False, capture_output=True)
         yield Path(device)
     finally:
-        detach(device)
+        detach(device, attached)
         note.unlink(missing_ok=True)
 
 
-def detach(device: str) -> None:
-    """Detach and wait until the kernel has really let go."""
+def detach(device: str, attached: str | None = None) -> None:
+    """Detach and wait until the kernel has really let go.
+
+    *attached* is what :func:`backing_file` said: when it says something else, the device is another's by now.
+    """
+    attached = attached or backing_file(device)
+    if attached is None or backing_file(device) != attached:
+        return
     run("losetup", "--detach", device, check=False)
     end = time.monotonic() + 15
     while time.monotonic() < end:
-        if not run(
-            "losetup", "--list", "--noheadings", "--output=NAME", device, check=False
-        ).strip():
+        # The name of a deleted file changes, but what is attached is still ours.
+        if backing_file(device) not in {attached, f"{attached} (deleted)"}:
             return
         time.sleep(0.02)
     raise RuntimeError(f"{device} is still attached: something holds it open")
@@ -139,7 +155,8 @@ def sweep() -> list[str]:
                 subprocess.run(["fsfreeze", "--unfreeze", name], check=False, capture_output=True)
                 run("umount", "--lazy", name, check=False)
                 left.append(f"mount {name}")
-            if kind == "loop" and run("losetup", "--noheadings", name, check=False):
+            backing = entry.get("backing")
+            if kind == "loop" and backing and backing_file(name) == backing:
                 run("losetup", "--detach", name, check=False)
                 left.append(f"loop device {name}")
             note.unlink(missing_ok=True)
