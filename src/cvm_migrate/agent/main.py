@@ -63,14 +63,15 @@ class Agent(object):
         fd_out: Where they go.
         command: The arguments that start this program again.
         silence: End after so many seconds without a byte; 0: never.
+        verbs: What it can do; by default all that an agent can.
     """
 
-    def __init__(self, fd_in, fd_out, command, silence):
-        # type: (int, int, List[str], float) -> None
+    def __init__(self, fd_in, fd_out, command, silence, verbs=None):
+        # type: (int, int, List[str], float, Optional[Dict[str, Verb]]) -> None
         self._in = fd_in
         self._silence = silence
         self._context = Context(command)
-        self._verbs = _verbs()
+        self._verbs = _verbs() if verbs is None else dict(verbs)
         self._verbs["shutdown"] = self._shutdown
         self._running = {}  # type: Dict[int, Reply]
         self._lock = threading.Lock()
@@ -308,10 +309,15 @@ def _verbs():
 
 def _codecs():
     # type: () -> List[str]
-    return ["zlib", "raw"]
+    try:
+        from cvm_migrate.agent.pump import compression
+    except ImportError:
+        # A Python that was built without zlib.
+        return ["raw"]
+    return compression.available()
 
 
-def _own_lines():
+def own_lines():
     # type: () -> Tuple[int, int]
     """Move the protocol to descriptors of its own, so that neither a print nor a child can touch it."""
     fd_in, fd_out = (fcntl.fcntl(fd, fcntl.F_DUPFD, 3) for fd in (0, 1))
@@ -362,7 +368,7 @@ def main(arguments):
     elif arguments:
         sys.stderr.write("usage: agent [--silence SECONDS]\n")
         sys.exit(2)
-    fd_in, fd_out = _own_lines()
+    fd_in, fd_out = own_lines()
     code = Agent(fd_in, fd_out, _command(), silence).run()
     sys.stderr.flush()
     # Threads that hang in a disk must not hold the process.

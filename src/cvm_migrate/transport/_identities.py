@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import secrets
 from typing import Final
 
@@ -20,8 +20,8 @@ TARGET_NAME: Final = "target.cvm-migrate.invalid"
 """The name of the end that receives."""
 
 # Rescue systems often start with a clock that is hours off, or in the wrong time zone.
-_CLOCK_SKEW: Final = datetime.timedelta(days=1)
-_VALID: Final = datetime.timedelta(days=30)
+_CLOCK_SKEW: Final = dt.timedelta(days=1)
+_VALID: Final = dt.timedelta(days=30)
 
 
 @attrs.frozen
@@ -39,9 +39,7 @@ class Identities:
     session: str = attrs.field(repr=False)
 
 
-def mint_identities(
-    *, valid: datetime.timedelta = _VALID, now: datetime.datetime | None = None
-) -> Identities:
+def mint_identities(*, valid: dt.timedelta = _VALID, now: dt.datetime | None = None) -> Identities:
     """Make a certificate authority, two certificates signed by it, and a session; throw the authority's key away.
 
     Args:
@@ -53,7 +51,7 @@ def mint_identities(
     Returns:
         One identity for each end. No one else can get another, as nothing can sign one any more.
     """
-    moment = datetime.datetime.now(datetime.UTC) if now is None else now
+    moment = dt.datetime.now(dt.UTC) if now is None else now
     begin, end = moment - _CLOCK_SKEW, moment + valid
     ca_key = ec.generate_private_key(ec.SECP256R1())
     ca_name = x509.Name(

@@ -1,0 +1,235 @@
+"""Compression: what this Python has, within bounds when a peer's bytes are opened, and whether it pays."""
+
+from __future__ import absolute_import, division
+
+import importlib
+import struct
+import threading
+import zlib
+
+from cvm_migrate.agent.clock import monotonic
+from cvm_migrate.agent.pump import frames
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, List, Optional
+
+    Compress = Callable[[Any], bytes]
+
+# How often a compressor that does not pay is tried again, in chunks that were sent and in seconds.
+_TRY_EVERY = 32
+_TRY_AGAIN = 10.0
+# Compressing must save at least a tenth of the time, as the figures are rough.
+_GAIN = 0.9
+# zlib costs more than it can bring on a path that is faster, in seconds a byte.
+_ZLIB_BELOW = 1.0 / (40 << 20)
+# Weight of a new measurement.
+_WEIGHT = 0.25
+_SAMPLE = 4096
+_SAMPLES = 3
+# A sample that shrinks to this part says that the chunk is worth compressing.
+_SHRINKS = 0.8
+
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_ZSTD_NO_SIZE = -1
+
+
+def _find_zstd():
+    # type: () -> Optional[Any]
+    """Return a module that knows zstd: the standard library's, or what is installed."""
+    for name in ("compression.zstd", "zstandard", "pyzstd", "zstd"):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+        except Exception:  # noqa: BLE001 - a broken build of an optional module must not end the pump
+            continue
+    return None
+
+
+_zstd = _find_zstd()
+
+
+def available():
+    # type: () -> List[str]
+    """Return the codecs of this Python, the best first."""
+    return (["zstd"] if _zstd is not None else []) + ["zlib", "raw"]
+
+
+def compressor(codec, level):
+    # type: (str, int) -> Compress
+    """Return a function that compresses; not to be shared by threads."""
+    if codec == "zlib":
+        return lambda data: zlib.compress(data, level)
+    assert _zstd is not None  # noqa: S101 - negotiated
+    if hasattr(_zstd, "ZstdCompressor") and hasattr(_zstd, "backend"):
+        return _zstd.ZstdCompressor(level=level, write_content_size=True).compress  # type: ignore[no-any-return]
+    return lambda data: _zstd.compress(data, level)  # type: ignore[union-attr]
+
+
+def decompress(codec, data, length):
+    # type: (int, Any, int) -> bytes
+    """Return the *length* bytes that *data* stands for; never makes more of it.
+
+    Raises:
+        FrameError: It stands for something else.
+    """
+    try:
+        if codec == frames.ZLIB:
+            inflate = zlib.decompressobj()
+            result = inflate.decompress(data, length)
+            # All of it may be out before the end mark has been read.
+            if not _at_end(inflate):
+                raise frames.FrameError("a zlib chunk that does not end where it should")
+        elif _zstd is None:
+            raise frames.FrameError("a zstd chunk, which was not agreed on")
+        else:
+            # The libraries allocate what the data announces: look before they do.
+            if zstd_content_size(bytes(data[:18])) != length:
+                raise frames.FrameError("a zstd chunk that announces another size")
+            result = _open_zstd(data, length)
+    except frames.FrameError:
+        raise
+    except Exception as error:  # noqa: BLE001 - each library has errors of its own
+        raise frames.FrameError("a chunk that cannot be decompressed: %s" % (error,))
+    if len(result) != length:
+        raise frames.FrameError("a chunk of %d bytes holds %d" % (length, len(result)))
+    return result
+
+
+def _at_end(inflate):
+    # type: (Any) -> bool
+    rest = inflate.decompress(inflate.unconsumed_tail, 1)
+    eof = getattr(inflate, "eof", None)
+    # Python 2 cannot tell; the digest will.
+    return not rest and not inflate.unconsumed_tail and eof is not False
+
+
+def _open_zstd(data, length):
+    # type: (Any, int) -> bytes
+    if hasattr(_zstd, "backend"):
+        return _zstd.ZstdDecompressor().decompress(data, max_output_size=length)  # type: ignore[union-attr,no-any-return]
+    if hasattr(_zstd, "ZstdDecompressor"):
+        return _zstd.ZstdDecompressor().decompress(data, length)  # type: ignore[union-attr,no-any-return]
+    return _zstd.decompress(bytes(data))  # type: ignore[union-attr,no-any-return]
+
+
+def zstd_content_size(start):
+    # type: (bytes) -> int
+    """Return the size that a zstd frame announces (RFC 8878, 3.1.1.1), -1 where it announces none."""
+    if start[:4] != _ZSTD_MAGIC or len(start) < 6:
+        return _ZSTD_NO_SIZE
+    descriptor = ord(start[4:5])
+    single = descriptor >> 5 & 1
+    width = (1 if single else 0, 2, 4, 8)[descriptor >> 6]
+    at = 5 + (0 if single else 1) + (0, 1, 2, 4)[descriptor & 3]
+    field = start[at : at + width]
+    if width == 0 or len(field) < width:
+        return _ZSTD_NO_SIZE
+    value = struct.unpack({1: "<B", 2: "<H", 4: "<I", 8: "<Q"}[width], field)[0]  # type: int
+    return value + 256 if width == 2 else value
+
+
+class Chooser(object):
+    """Decides for each chunk of one stream whether to compress it; shared by its threads.
+
+    Args:
+        codec: ``raw``, ``zlib``, ``zstd``, or ``auto``.
+        best: The codec that ``auto`` means.
+        level: How hard it tries.
+    """
+
+    def __init__(self, codec, best, level=1, clock=monotonic):
+        # type: (str, str, int, Callable[[], float]) -> None
+        self.codec = best if codec == "auto" else codec
+        self.level = level
+        self._auto = codec == "auto"
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._send_time = None  # type: Optional[float]
+        self._pack_time = None  # type: Optional[float]
+        self._ratio = 1.0
+        self._pays = False
+        self._chunks = 0
+        self._tried = None  # type: Optional[float]
+        self.compressed = 0
+        self.plain = 0
+
+    def sent(self, count, seconds):
+        # type: (int, float) -> None
+        """Note that *count* bytes were on their way for *seconds*, waits for the disk not counted."""
+        if self._auto and count:
+            with self._lock:
+                self._send_time = _blend(self._send_time, seconds / count)
+
+    def wants(self, chunk, compress):
+        # type: (Any, Compress) -> bool
+        """Whether to compress this chunk."""
+        if self.codec == "raw":
+            return False
+        if not self._auto:
+            return True
+        with self._lock:
+            self._chunks += 1
+            wanted = self._pays or self._try_now()
+        return wanted and _shrinks(chunk, compress)
+
+    def _try_now(self):
+        # type: () -> bool
+        send = self._send_time
+        if send is None or (self.codec == "zlib" and send < _ZLIB_BELOW):
+            return False
+        now = self._clock()
+        if self._tried is not None:
+            if self._chunks < _TRY_EVERY:
+                return False
+            hopeless = self._pack_time is not None and send * 2 < self._pack_time
+            if hopeless and now - self._tried < _TRY_AGAIN:
+                return False
+        self._chunks = 0
+        self._tried = now
+        return True
+
+    def tried(self, before, after, seconds):
+        # type: (int, int, float) -> None
+        """Note that a chunk of *before* bytes became *after* bytes in *seconds*."""
+        if not self._auto:
+            return
+        with self._lock:
+            self._pack_time = _blend(self._pack_time, seconds / before)
+            self._ratio = _blend(self._ratio if self._pays else None, after / before)
+            if self._send_time is not None:
+                cost = self._pack_time + self._ratio * self._send_time
+                self._pays = cost < _GAIN * self._send_time
+
+    def count(self, raw, length):
+        # type: (bool, int) -> None
+        """Note how a chunk went off, for :attr:`mostly`."""
+        with self._lock:
+            if raw:
+                self.plain += length
+            else:
+                self.compressed += length
+
+    @property
+    def mostly(self):
+        # type: () -> str
+        """The codec that most bytes went with."""
+        return self.codec if self.compressed > self.plain else "raw"
+
+
+def _blend(old, new):
+    # type: (Optional[float], float) -> float
+    return new if old is None else old + (new - old) * _WEIGHT
+
+
+def _shrinks(chunk, compress):
+    # type: (Any, Compress) -> bool
+    """Whether three pieces of a chunk shrink: a look that costs a hundredth of compressing it."""
+    length = len(chunk)
+    if length <= _SAMPLES * _SAMPLE:
+        return True
+    step = (length - _SAMPLE) // (_SAMPLES - 1)
+    sample = b"".join([bytes(chunk[at : at + _SAMPLE]) for at in range(0, length, step)][:_SAMPLES])
+    return len(compress(sample)) < _SHRINKS * len(sample)
+

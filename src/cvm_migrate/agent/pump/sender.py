@@ -1,0 +1,204 @@
+"""The sending end: lanes that work on one job at a time."""
+
+from __future__ import absolute_import, division
+
+import binascii
+import os
+import socket
+import threading
+
+from cvm_migrate.agent.clock import monotonic
+from cvm_migrate.agent.pump import compression, frames, lane
+from cvm_migrate.agent.pump.channel import Waker
+from cvm_migrate.agent.pump.job import Job, check_ranges
+from cvm_migrate.agent.pump.pace import Bucket
+from cvm_migrate.agent.verbs import AgentError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import ssl
+    from typing import Any, Dict, List, Optional, Text
+
+    from cvm_migrate.agent.blockio import OpenHandle
+    from cvm_migrate.agent.verbs import Reply
+
+_PART_INTERVAL = 0.25
+# How long chunks that are under way get to arrive once their job has failed.
+_DRAIN_SECONDS = 2.0
+
+
+class Sender(object):
+    """All that one sending pump has.
+
+    Args:
+        disks: By their number.
+        context: TLS for the end that connects.
+        peer: The name in the receiver's certificate.
+        host: Where the receiver listens.
+        port: Its port.
+        session: What it wants to hear.
+        algorithm: Of the digests.
+        patience: Seconds that a connection may stay cut.
+    """
+
+    def __init__(self, disks, context, peer, host, port, session, algorithm, patience):
+        # type: (Dict[int, OpenHandle], ssl.SSLContext, Text, Text, int, Text, str, float) -> None
+        self.context = context
+        self.peer = peer
+        self.host = host
+        self.port = port
+        self.algorithm = algorithm
+        self.patience = patience
+        self.job = None  # type: Optional[Job]
+        self.sending = Bucket(None, monotonic)
+        self.reading = Bucket(None, monotonic)
+        self.waker = Waker()
+        self.addresses = []  # type: List[Any]
+        self._disks = disks
+        self._session = session
+        self._name = binascii.hexlify(os.urandom(16)).decode("ascii")
+        self._lanes = []  # type: List[lane.Lane]
+        # One job at a time, as lanes must be clear of the last one before they begin another.
+        self._busy = threading.Lock()
+
+    def hello(self, number):
+        # type: (int) -> Dict[str, Any]
+        """Return the HELLO of a lane."""
+        return {
+            "protocol": frames.PROTOCOL,
+            "session": self._session,
+            "sender": self._name,
+            "lane": number,
+            "algorithm": self.algorithm,
+            "codecs": compression.available(),
+            "disks": dict((str(disk), handle.size) for disk, handle in self._disks.items()),
+        }
+
+    def connect(self, streams, reply):
+        # type: (int, Reply) -> Dict[str, Any]
+        """Connect all lanes; return the RESULT of `connect`.
+
+        Raises:
+            AgentError: ``peer``, ``connection``, ``bad-request`` (no such host), ``cancelled``.
+        """
+        try:
+            # Asked once: while a root file system is frozen, no name may be looked up.
+            self.addresses = socket.getaddrinfo(
+                self.host, self.port, socket.AF_UNSPEC, socket.SOCK_STREAM
+            )
+        except (EnvironmentError, UnicodeError) as error:
+            raise AgentError(
+                "connection", "the address of %s cannot be found: %s" % (self.host, error)
+            )
+        readers = 2 if streams == 1 else 1
+        self._lanes = [lane.Lane(self, number, readers) for number in range(streams)]
+        self._await_lanes(reply)
+        facts = dict(self._lanes[0].facts)
+        del facts["disks"]
+        return facts
+
+    def _await_lanes(self, reply):
+        # type: (Reply) -> None
+        """Wait until every lane is connected: then nothing of an earlier job is under way any more."""
+        end = monotonic() + self.patience
+        for one in self._lanes:
+            one.kick()
+        while True:
+            self.waker.sleeping = True
+            reply.check()
+            missing = [one for one in self._lanes if one.state != lane.UP]
+            if not missing:
+                return
+            for one in missing:
+                if one.refusal is not None:
+                    raise one.refusal
+            if monotonic() > end:
+                raise missing[0].lost_error()
+            self.waker.wait(0.1)
+
+    def stream(self, disk, blob, chunk, codec, level, reply):
+        # type: (int, bytes, int, str, int, Reply) -> Dict[str, Any]
+        """Send ranges and have them durable at the other end; return the RESULT of `stream`.
+
+        Raises:
+            AgentError: As the protocol lists them.
+        """
+        while not self._busy.acquire(False):
+            reply.check()
+            self.waker.sleeping = True
+            self.waker.wait(0.05)
+        try:
+            return self._stream(disk, blob, chunk, codec, level, reply)
+        finally:
+            self._busy.release()
+
+    def _stream(self, disk, blob, chunk, codec, level, reply):
+        # type: (int, bytes, int, str, int, Reply) -> Dict[str, Any]
+        handle = self._disks.get(disk)
+        if handle is None:
+            raise AgentError("bad-request", "there is no disk %d in this pump" % disk)
+        self._await_lanes(reply)
+        facts = self._lanes[0].facts
+        room = facts["disks"].get(str(disk), 0)
+        check_ranges(blob, handle, room)
+        if codec not in ("auto", "raw") and codec not in facts["codecs"]:
+            raise AgentError("unsupported", "not both ends have %s" % codec)
+        packing = [name for name in facts["codecs"] if name != "raw"]
+        chooser = compression.Chooser(codec, packing[0] if packing else "raw", level)
+        job = Job(disk, handle, blob, chunk, chooser, self.waker)
+        self.job = job
+        try:
+            self._kick(self._lanes)
+            self._follow(job, reply, lambda: job.settled)
+            if job.error is None:
+                begin = monotonic()
+                self._lanes[0].flush(job)
+                self._follow(job, reply, lambda: job.flushed is not None)
+                flush_seconds = monotonic() - begin
+            if job.error is not None:
+                raise job.error
+            reply.part(job.figures())
+            return dict(
+                job.figures(),
+                codec=chooser.mostly,
+                reconnects=job.reconnects,
+                flush_seconds=flush_seconds,
+            )
+        finally:
+            if job.error is not None:
+                self._clear(job)
+            self.job = None
+
+    def _kick(self, lanes):
+        # type: (List[lane.Lane]) -> None
+        for one in lanes:
+            one.kick()
+
+    def _follow(self, job, reply, over):
+        # type: (Job, Reply, Any) -> None
+        """Tell how a job goes until it is over or has failed."""
+        told = monotonic()
+        while True:
+            self.waker.sleeping = True
+            if over() or job.error is not None:
+                return
+            if reply.cancelled:
+                job.fail(AgentError("cancelled", "the caller called the stream off"))
+                return
+            self.waker.wait(_PART_INTERVAL)
+            if monotonic() - told >= _PART_INTERVAL:
+                told = monotonic()
+                reply.part(job.figures())
+
+    def _clear(self, job):
+        # type: (Job) -> None
+        """Get a failed job out of the lanes: what is under way arrives, or its connection is cut."""
+        self._kick(self._lanes)
+        end = monotonic() + _DRAIN_SECONDS
+        while not job.settled and monotonic() < end:
+            self.waker.sleeping = True
+            if job.settled:
+                break
+            self.waker.wait(0.1)
+        for one in self._lanes:
+            one.cut()
