@@ -299,7 +299,8 @@ def rule_for(code: str) -> Rule:
     for prefix, rule in PREFIXES:
         if code.startswith(prefix):
             return rule
-    return _UNKNOWN
+    # OverQuota, InstancesQuotaLimitExceeded and their like.
+    return Rule(QuotaError, _QUOTA) if "Quota" in code or "LimitExceeded" in code else _UNKNOWN
 
 
 def error_from(
