@@ -5,7 +5,9 @@ Binary units throughout: a mebibyte is 2**20 bytes. ``50M`` on the command line 
 
 from __future__ import annotations
 
+import math
 import re
+from fractions import Fraction
 from typing import Final
 
 KiB: Final = 1 << 10
@@ -32,21 +34,22 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     if match is None:
         raise ValueError(f"not a size: {text!r}; write a number with K, M, G or T, such as 50M")
-    return int(float(match[1]) * _FACTORS[match[2].upper()])
+    # Not by way of float, which does not hold every number of bytes.
+    return int(Fraction(match[1]) * _FACTORS[match[2].upper()])
 
 
 def format_size(count: float) -> str:
     """Write a number of bytes with three significant digits, such as ``41.2 MiB``."""
     value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(value) < 1000 or unit == "TiB":
+    unit = "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if abs(value) < 999.5:
             break
-        value /= 1024
-    else:  # pragma: no cover - the loop always breaks at TiB
-        unit = "TiB"
+        value, unit = value / 1024, larger
     if unit == "B":
         return f"{value:.0f} B"
-    digits = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
+    # 9.996 is written 10.0: the digits are counted after rounding.
+    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
     return f"{value:.{digits}f} {unit}"
 
 
@@ -56,10 +59,12 @@ def format_rate(bytes_per_second: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Write a duration: ``0.27 s``, ``12.4 s``, ``3 min 05 s``, ``2 h 10 min``."""
-    if seconds < 10:
+    """Write a duration: ``0.27 s``, ``12.4 s``, ``3 min 05 s``, ``2 h 10 min``; without an end, ``for ever``."""
+    if not math.isfinite(seconds):
+        return "for ever"
+    if seconds < 9.995:
         return f"{seconds:.2f} s"
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 3600:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import struct
 import sys
 from array import array
@@ -13,6 +15,8 @@ from cvm_migrate.errors import InvalidRequestError, ProtocolError
 
 # A disk offset fits 63 bits: off_t is signed.
 _LIMIT = 1 << 63
+# A range behind every other one.
+_NOTHING = (1 << 64, 1 << 64)
 
 
 class Extent(NamedTuple):
@@ -43,16 +47,16 @@ class ExtentMap:
     __slots__ = ("_ends", "_starts")
 
     def __init__(self, extents: Iterable[tuple[int, int]] = ()) -> None:
-        starts, ends = array("Q"), array("Q")
-        for offset, length in sorted(extents):
-            if offset < 0 or length < 0 or offset + length > _LIMIT:
-                raise InvalidRequestError(
-                    f"not a range of a disk: offset {offset}, length {length}",
-                    offset=offset,
-                    length=length,
-                )
+        self._starts, self._ends = starts, ends = array("Q"), array("Q")
+        pairs = iter(extents)
+        for offset, length in pairs:
+            _check(offset, length)
+            if starts and offset < starts[-1]:
+                # What comes in order, as most does, needs no list of everything for sorting.
+                both = self | ExtentMap(sorted([(offset, length), *pairs]))
+                self._starts, self._ends = both._starts, both._ends  # noqa: SLF001 - our own class
+                return
             _append(starts, ends, offset, offset + length)
-        self._starts, self._ends = starts, ends
 
     @classmethod
     def _of(cls, starts: array[int], ends: array[int]) -> ExtentMap:
@@ -72,20 +76,15 @@ class ExtentMap:
         Raises:
             ProtocolError: The bytes are no such pairs.
         """
-        pairs: list[tuple[int, int]] = []
-        for blob in blobs:
-            if len(blob) % 16:
-                raise ProtocolError(f"a list of ranges has {len(blob)} bytes, no multiple of 16")
-            pairs.extend(struct.iter_unpack(">QQ", blob))
         try:
-            return cls(pairs)
+            return cls(itertools.chain.from_iterable(_pairs(blob) for blob in blobs))
         except InvalidRequestError as error:
             raise ProtocolError(error.message) from error
 
     def to_wire(self) -> bytes:
         """Return the form that :meth:`from_wire` reads."""
         flat = array("Q")
-        for start, end in zip(self._starts, self._ends, strict=True):
+        for start, end in self._ranges():
             flat.append(start)
             flat.append(end - start)
         if sys.byteorder == "little":
@@ -94,7 +93,7 @@ class ExtentMap:
 
     def __iter__(self) -> Iterator[Extent]:
         """Iterate over the ranges, ascending."""
-        for start, end in zip(self._starts, self._ends, strict=True):
+        for start, end in self._ranges():
             yield Extent(start, end - start)
 
     def __len__(self) -> int:
@@ -140,52 +139,67 @@ class ExtentMap:
 
     def __or__(self, other: ExtentMap) -> ExtentMap:
         """Return the bytes that are in either."""
+        if not other:
+            return self
+        if not self:
+            return other
         starts, ends = array("Q"), array("Q")
-        i = j = 0
-        while i < len(self) or j < len(other):
-            if j >= len(other) or (i < len(self) and self._starts[i] <= other._starts[j]):
-                _append(starts, ends, self._starts[i], self._ends[i])
-                i += 1
-            else:
-                _append(starts, ends, other._starts[j], other._ends[j])
-                j += 1
+        merged = heapq.merge(self._ranges(), other._ranges())
+        low, high = next(merged)
+        for start, end in merged:
+            if start > high:
+                starts.append(low)
+                ends.append(high)
+                low, high = start, end
+            elif end > high:
+                high = end
+        starts.append(low)
+        ends.append(high)
         return ExtentMap._of(starts, ends)
 
     def __and__(self, other: ExtentMap) -> ExtentMap:
         """Return the bytes that are in both."""
         starts, ends = array("Q"), array("Q")
-        i = j = 0
-        while i < len(self) and j < len(other):
-            low = max(self._starts[i], other._starts[j])
-            high = min(self._ends[i], other._ends[j])
-            if low < high:
-                starts.append(low)
-                ends.append(high)
-            if self._ends[i] <= other._ends[j]:
-                i += 1
-            else:
-                j += 1
+        theirs = other._ranges()
+        start, end = next(theirs, _NOTHING)
+        for low, high in self._ranges():
+            while end <= low:
+                start, end = next(theirs, _NOTHING)
+            while start < high:
+                starts.append(max(start, low))
+                if end > high:
+                    ends.append(high)
+                    break
+                ends.append(end)
+                start, end = next(theirs, _NOTHING)
         return ExtentMap._of(starts, ends)
 
     def __sub__(self, other: ExtentMap) -> ExtentMap:
         """Return the bytes of this set that are not in *other*."""
+        if not other:
+            return self
         starts, ends = array("Q"), array("Q")
-        j = 0
-        for start, end in zip(self._starts, self._ends, strict=True):
-            low = start
-            while j < len(other) and other._ends[j] <= low:
-                j += 1
-            k = j
-            while k < len(other) and other._starts[k] < end:
-                if other._starts[k] > low:
+        theirs = other._ranges()
+        start, end = next(theirs, _NOTHING)
+        for first, high in self._ranges():
+            low = first
+            while end <= low:
+                start, end = next(theirs, _NOTHING)
+            while start < high:
+                if start > low:
                     starts.append(low)
-                    ends.append(other._starts[k])
-                low = max(low, other._ends[k])
-                k += 1
-            if low < end:
+                    ends.append(start)
+                low = end
+                if end >= high:
+                    break
+                start, end = next(theirs, _NOTHING)
+            if low < high:
                 starts.append(low)
-                ends.append(end)
+                ends.append(high)
         return ExtentMap._of(starts, ends)
+
+    def _ranges(self) -> Iterator[tuple[int, int]]:
+        return zip(self._starts, self._ends, strict=True)
 
     def clip(self, offset: int, length: int) -> ExtentMap:
         """Return the part that lies in one range."""
@@ -197,9 +211,14 @@ class ExtentMap:
         Args:
             block: Bytes of a block.
             size: Bytes of the disk, which may be no multiple of *block*.
+
+        Raises:
+            InvalidRequestError: *block* is not positive.
         """
+        if block <= 0:
+            raise InvalidRequestError(f"nothing can be aligned to {block} bytes", length=block)
         starts, ends = array("Q"), array("Q")
-        for start, end in zip(self._starts, self._ends, strict=True):
+        for start, end in self._ranges():
             low = start // block * block
             high = min(-(-end // block) * block, size)
             if low < high:
@@ -207,12 +226,21 @@ class ExtentMap:
         return ExtentMap._of(starts, ends)
 
     def batches(self, limit: int, *, most_extents: int = 1 << 16) -> Iterator[ExtentMap]:
-        """Cut the set into parts of at most *limit* bytes and *most_extents* ranges, ascending."""
+        """Cut the set into parts of at most *limit* bytes and *most_extents* ranges, ascending.
+
+        Raises:
+            InvalidRequestError: One of them is not positive.
+        """
         if limit <= 0 or most_extents <= 0:
-            raise InvalidRequestError(f"a batch of {limit} bytes holds nothing", length=limit)
+            raise InvalidRequestError(
+                f"a batch of {limit} bytes and {most_extents} ranges holds nothing", length=limit
+            )
+        return self._batches(limit, most_extents)
+
+    def _batches(self, limit: int, most_extents: int) -> Iterator[ExtentMap]:
         starts, ends = array("Q"), array("Q")
         room = limit
-        for start, end in zip(self._starts, self._ends, strict=True):
+        for start, end in self._ranges():
             low = start
             while low < end:
                 high = min(end, low + room)
@@ -226,6 +254,21 @@ class ExtentMap:
                     room = limit
         if starts:
             yield ExtentMap._of(starts, ends)
+
+
+def _check(offset: int, length: int) -> None:
+    if offset < 0 or length < 0 or offset + length > _LIMIT:
+        raise InvalidRequestError(
+            f"not a range of a disk: offset {offset}, length {length}",
+            offset=offset,
+            length=length,
+        )
+
+
+def _pairs(blob: bytes) -> Iterator[tuple[int, int]]:
+    if len(blob) % 16:
+        raise ProtocolError(f"a list of ranges has {len(blob)} bytes, no multiple of 16")
+    return struct.iter_unpack(">QQ", blob)
 
 
 def _append(starts: array[int], ends: array[int], start: int, end: int) -> None:

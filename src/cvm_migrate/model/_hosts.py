@@ -156,7 +156,7 @@ def _disk(disk: dict[str, Any]) -> DiskFacts:
         PartitionFacts(**_fields(PartitionFacts, part, "holders")) for part in disk["partitions"]
     )
     plain = _fields(DiskFacts, disk, "slaves", "holders", "aliases")
-    return DiskFacts(**{**plain, "partitions": partitions})
+    return DiskFacts(partitions=partitions, **plain)
 
 
 def _fields(kind: type[attrs.AttrsInstance], given: dict[str, Any], *lists: str) -> dict[str, Any]:
