@@ -85,6 +85,16 @@ class SimulatedInstance:
         """Where the rescue system's sshd listens while the instance is in rescue mode."""
         return self._machine.rescue.address, self._machine.rescue.port
 
+    @property
+    def host_key(self) -> str | None:
+        """The rescue system's public host key, as in a known-hosts file; a new one each time it is entered."""
+        return self._machine.rescue.host_key
+
+    @property
+    def rescue_log(self) -> Path:
+        """What the rescue system's sshd says."""
+        return self._machine.rescue.log
+
     def set_state(self, state: str) -> None:
         """Put the instance into a state at once, whatever it was doing.
 
@@ -304,7 +314,9 @@ class TencentCloud:
         security_groups: Sequence[str] | None = None,
         public_address: str | None = "",
         private_address: str | None = None,
+        rescue_system: Literal["sshd", "none"] = "sshd",
         python: Path | None = None,
+        network: Path | None = None,
     ) -> SimulatedInstance:
         """Make an instance.
 
@@ -327,7 +339,10 @@ class TencentCloud:
             security_groups: Ids; ``None``: a group of its own which lets SSH in.
             public_address: ``None``: it has none; empty: the simulator's own address.
             private_address: ``None``: the simulator's own address.
+            rescue_system: ``none``: in rescue mode there is the state, and nothing to log in to.
             python: The only Python of its rescue system, a path to an interpreter; ``None``: this machine's own.
+            network: The network namespace of its rescue system, a file such as ``/run/netns/target``: sshd listens
+                at *public_address* there, port 22. ``None``: this process's network, a port of its own.
 
         Raises:
             InvalidRequestError: No such region or state.
@@ -382,7 +397,14 @@ class TencentCloud:
             private_addresses=[private_address or self._address],
             restrict_state=restrict_state,
             stop_charging_mode=stop_charging_mode,
-            rescue=RescueSystem(self._address, world.folder, python),
+            rescue=RescueSystem(
+                address=public or self._address,
+                port=0,
+                folder=world.folder,
+                python=python,
+                network=network,
+                simulated=rescue_system == "none",
+            ),
             history=[state],
         )
         with world.lock:
