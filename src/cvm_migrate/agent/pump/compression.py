@@ -4,6 +4,7 @@ from __future__ import absolute_import, division
 
 import importlib
 import struct
+import sys
 import threading
 import zlib
 
@@ -48,6 +49,13 @@ def _find_zstd():
 
 
 _zstd = _find_zstd()
+_PY2 = sys.version_info[0] < 3
+
+
+def _bytes(data):
+    # type: (Any) -> bytes
+    """Return a copy of a view, or bytes as they are; Python 2's bytes() of a view is its description."""
+    return data if isinstance(data, bytes) else data.tobytes()
 
 
 def available():
@@ -60,7 +68,8 @@ def compressor(codec, level):
     # type: (str, int) -> Compress
     """Return a function that compresses; not to be shared by threads."""
     if codec == "zlib":
-        return lambda data: zlib.compress(data, level)
+        # Python 2's zlib takes no view.
+        return lambda data: zlib.compress(_bytes(data) if _PY2 else data, level)
     assert _zstd is not None  # noqa: S101 - negotiated
     if hasattr(_zstd, "ZstdCompressor") and hasattr(_zstd, "backend"):
         return _zstd.ZstdCompressor(level=level, write_content_size=True).compress  # type: ignore[no-any-return]
@@ -77,7 +86,7 @@ def decompress(codec, data, length):
     try:
         if codec == frames.ZLIB:
             inflate = zlib.decompressobj()
-            result = inflate.decompress(data, length)
+            result = inflate.decompress(_bytes(data), length)
             # All of it may be out before the end mark has been read.
             if not _at_end(inflate):
                 raise frames.FrameError("a zlib chunk that does not end where it should")
@@ -85,7 +94,7 @@ def decompress(codec, data, length):
             raise frames.FrameError("a zstd chunk, which was not agreed on")
         else:
             # The libraries allocate what the data announces: look before they do.
-            if zstd_content_size(bytes(data[:18])) != length:
+            if zstd_content_size(_bytes(data[:18])) != length:
                 raise frames.FrameError("a zstd chunk that announces another size")
             result = _open_zstd(data, length)
     except frames.FrameError:
@@ -111,7 +120,7 @@ def _open_zstd(data, length):
         return _zstd.ZstdDecompressor().decompress(data, max_output_size=length)  # type: ignore[union-attr,no-any-return]
     if hasattr(_zstd, "ZstdDecompressor"):
         return _zstd.ZstdDecompressor().decompress(data, length)  # type: ignore[union-attr,no-any-return]
-    return _zstd.decompress(bytes(data))  # type: ignore[union-attr,no-any-return]
+    return _zstd.decompress(_bytes(data))  # type: ignore[union-attr,no-any-return]
 
 
 def zstd_content_size(start):
@@ -230,6 +239,6 @@ def _shrinks(chunk, compress):
     if length <= _SAMPLES * _SAMPLE:
         return True
     step = (length - _SAMPLE) // (_SAMPLES - 1)
-    sample = b"".join([bytes(chunk[at : at + _SAMPLE]) for at in range(0, length, step)][:_SAMPLES])
+    sample = b"".join([_bytes(chunk[at : at + _SAMPLE]) for at in range(0, length, step)][:_SAMPLES])
     return len(compress(sample)) < _SHRINKS * len(sample)
 
