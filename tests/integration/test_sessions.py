@@ -23,6 +23,7 @@ from cvm_migrate.model import ExtentMap, OpenDisk, Streamed, TlsIdentity
 from cvm_migrate.transport import AgentSession
 from cvm_migrate.transport._link import ERRORS
 from rig.far_side import HELLO, far_side
+from rig.processes import runs
 
 DISK = OpenDisk(
     handle=1,
@@ -58,14 +59,6 @@ def in_thread(call: Callable[[], object]) -> tuple[threading.Thread, list[object
     thread = threading.Thread(target=run)
     thread.start()
     return thread, outcome
-
-
-def gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
 
 
 def test_answers_find_their_callers_in_whatever_order_they_come() -> None:
@@ -160,7 +153,7 @@ def test_an_agent_that_falls_silent_is_lost_after_the_time_given_and_killed() ->
             agent.facts()
         assert time.monotonic() - began >= 2.5
         agent.close()
-        assert gone(agent.pid)
+        assert not runs(agent.pid)
 
 
 def test_heartbeats_keep_an_agent_alive_that_has_nothing_else_to_say() -> None:
@@ -234,7 +227,7 @@ request()
             on_progress=progress,
             cancel=cancel,
         )
-        assert [done.acked for done in seen] == [10]
+    assert [done.acked for done in seen] == [10]
 
 
 def test_who_stops_taking_digests_calls_the_rest_off_and_the_line_stays_good() -> None:
@@ -344,7 +337,7 @@ def test_a_session_that_is_closed_has_no_process_and_no_thread_left_and_refuses_
     assert mine
     agent.close()
     agent.close()
-    assert gone(agent.pid)
+    assert not runs(agent.pid)
     assert agent.exit_status == 0
     assert not any(thread.is_alive() for thread in mine)
     with pytest.raises(AgentLostError, match="closed"):
@@ -363,7 +356,7 @@ while True:
 """
     agent = session(program)
     agent.close()
-    assert gone(agent.pid)
+    assert not runs(agent.pid)
     assert agent.exit_status == -signal.SIGKILL
 
 
@@ -390,7 +383,7 @@ def test_a_child_that_never_greets_is_given_up() -> None:
     child = far_side("time.sleep(1000)")
     with pytest.raises(AgentLostError, match="no greeting within 1 s"):
         AgentSession(child, description="the test's agent", patience=1.0)
-    assert gone(child.pid)
+    assert not runs(child.pid)
 
 
 def test_large_writes_and_reads_pass_while_heartbeats_go_on() -> None:

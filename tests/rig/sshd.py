@@ -129,7 +129,7 @@ def sshd(
     *,
     path: Path,
     password: str | None = None,
-    shell: str = "/bin/sh",
+    login: str = "/bin/sh",
     start_file: str = "",
 ) -> Generator[Sshd]:
     """An sshd for root.
@@ -138,7 +138,7 @@ def sshd(
         folder: Where its files go.
         path: The ``PATH`` of its logins.
         password: Root's; without one a key is needed.
-        shell: Root's login shell.
+        login: Root's login shell.
         start_file: Content of root's ``.bashrc``.
     """
     (folder / "home").mkdir(parents=True)
@@ -151,7 +151,7 @@ def sshd(
     )
     (folder / "shadow").write_text(f"root:{hashed}:19000:0:99999:7:::\nsshd:!:19000::::::\n")
     (folder / "passwd").write_text(
-        f"root:x:0:0:root:{folder}/home:{shell}\nsshd:x:102:65534::/run/sshd:/usr/sbin/nologin\n"
+        f"root:x:0:0:root:{folder}/home:{login}\nsshd:x:102:65534::/run/sshd:/usr/sbin/nologin\n"
     )
     (folder / "ssh_config").write_text("")
     # Debian's sshd wants it for its unprivileged part; its service would make it.

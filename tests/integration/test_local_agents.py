@@ -1,0 +1,176 @@
+"""The agent as a child process, under every Python that this machine has."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import capabilities
+from cvm_migrate.errors import AgentLostError, NotFoundError, PermissionDeniedError
+from cvm_migrate.model import ExtentMap
+from cvm_migrate.transport import AgentSession, start_local_agent
+from rig.processes import children, runs, wait_until
+from rig.pythons import interpreters
+from rig.sshd import programs
+
+VERSIONS = ("2.7", "3.6", "3.7", "3.8", "3.9", "3.10", "3.11", "3.12", "3.13")
+
+
+def python(version: str) -> Path:
+    capabilities.require("pyenv")
+    found = interpreters().get(version)
+    if found is None:
+        if capabilities.REQUIRED:
+            pytest.fail(f"CI must have Python {version}")
+        pytest.skip(f"no Python {version}")
+    return found
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_agent_works_under_every_python(version: str, tmp_path: Path) -> None:
+    image = tmp_path / "disk"
+    data = os.urandom(1 << 20)
+    image.write_bytes(data)
+    with start_local_agent(python=python(version)) as agent:
+        assert agent.python.startswith(f"{version}.")
+        facts = agent.facts()
+        assert facts.system == "Linux"
+        assert facts.euid == os.geteuid()
+        disk = agent.open_disk(str(image))
+        assert disk.size == len(data)
+        assert agent.read(disk, 4096, 8192) == data[4096 : 4096 + 8192]
+        ((offset, digests),) = agent.digest(
+            disk, ExtentMap.whole(1 << 20), chunk=1 << 20, algorithm="sha256"
+        )
+        assert (offset, len(digests)) == (0, 1)
+        agent.close_disk(disk)
+    assert agent.exit_status == 0
+
+
+def test_the_library_of_the_callers_own_python_serves_the_local_agent() -> None:
+    with start_local_agent() as agent:
+        assert agent.digests[0] == "xxh3-128"
+
+
+def test_the_agents_program_is_in_no_file() -> None:
+    with start_local_agent() as agent:
+        command = Path(f"/proc/{agent.pid}/cmdline").read_bytes().split(b"\0")
+        (program,) = [word.decode() for word in command if b"/fd/" in word]
+        assert program.startswith(f"/proc/{agent.pid}/fd/"), "its own children must find it too"
+        assert "memfd:" in str(Path(program).readlink())
+
+
+def test_the_agents_program_can_be_started_again_by_the_agent_itself() -> None:
+    with start_local_agent() as agent:
+        program = next(
+            word.decode()
+            for word in Path(f"/proc/{agent.pid}/cmdline").read_bytes().split(b"\0")
+            if b"/fd/" in word
+        )
+        done = subprocess.run(
+            [sys.executable, program, "--silence"], check=False, capture_output=True, text=True
+        )
+        assert done.returncode == 2
+        assert "usage" in done.stderr
+
+
+def test_an_interpreter_that_is_not_there_is_named() -> None:
+    with pytest.raises(NotFoundError, match=r"no interpreter python9\.9"):
+        start_local_agent(python="python9.9")
+
+
+def test_an_interpreter_that_cannot_run_the_agent_is_reported() -> None:
+    with pytest.raises(AgentLostError, match="the local agent"):
+        start_local_agent(python="/bin/false")
+
+
+_CALLER = """\
+import json, sys, time
+from cvm_migrate.transport import start_local_agent
+agent = start_local_agent(python=sys.argv[1])
+print(json.dumps([agent.pid, agent.remote_pid]), flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("version", ["2.7", "3.6", "3.13"])
+def test_a_killed_caller_leaves_no_agent_behind(version: str) -> None:
+    caller = subprocess.Popen(
+        [sys.executable, "-c", _CALLER, str(python(version))], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert caller.stdout is not None
+        with caller.stdout as stdout:
+            pids = json.loads(stdout.readline())
+            assert all(runs(pid) for pid in pids)
+            caller.kill()
+    finally:
+        caller.kill()
+        caller.wait()
+    wait_until(lambda: not any(runs(pid) for pid in pids), "the agent ends")
+
+
+def test_a_killed_agent_is_reported_and_reaped() -> None:
+    with start_local_agent() as agent:
+        os.kill(agent.pid, signal.SIGKILL)
+        with pytest.raises(AgentLostError, match="signal 9"):
+            agent.facts()
+        agent.close()
+        assert not runs(agent.pid)
+        assert agent.pid not in children(os.getpid())
+
+
+def test_a_stopped_agent_is_lost_after_its_silence_and_killed() -> None:
+    agent = start_local_agent(silence=4.0)
+    os.kill(agent.pid, signal.SIGSTOP)
+    with pytest.raises(AgentLostError, match="silent for 4 s"):
+        agent.facts()
+    agent.close()
+    assert not runs(agent.pid)
+
+
+def test_many_agents_run_side_by_side() -> None:
+    with contextlib.ExitStack() as stack:
+        agents: list[AgentSession] = [stack.enter_context(start_local_agent()) for _ in range(4)]
+        assert len({agent.remote_pid for agent in agents}) == 4
+        assert all(agent.facts().euid == os.geteuid() for agent in agents)
+    assert all(agent.exit_status == 0 for agent in agents)
+
+
+SUDO = """\
+#!/bin/sh
+[ "$1" = -n ] || exit 9
+shift
+exec "$@"
+"""
+REFUSING_SUDO = """\
+#!/bin/sh
+echo "sudo: a password is required" >&2
+exit 1
+"""
+
+
+def test_a_local_agent_can_be_started_by_sudo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = programs(tmp_path / "bin", {"sudo": SUDO})
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    with start_local_agent(sudo=True) as agent:
+        assert agent.facts().euid == os.geteuid()
+    assert agent.exit_status == 0
+
+
+def test_a_sudo_that_wants_a_password_is_a_permission_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = programs(tmp_path / "bin", {"sudo": REFUSING_SUDO})
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    with pytest.raises(PermissionDeniedError, match=r"a password is required.*NOPASSWD"):
+        start_local_agent(sudo=True)
