@@ -98,7 +98,7 @@ class Cutover:
         if job.options.prove == "running" and job.tracked and job.proved is None:
             job.proved = self._prove_running()
         self._write_out()
-        last = self._approach()
+        last = self._approach() if job.tracked or not job.from_files else job.results[-1]
         if self._hooks.on_quiesced is not None:
             job.emit(HookCalled("on_quiesced"))
             self._hooks.on_quiesced()
@@ -225,14 +225,19 @@ class Cutover:
                 outcome.began = time.monotonic()
                 try:
                     if mounts:
-                        timer.start()
                         outcome.frozen = agent.freeze(mounts, limit=limit)
+                        timer.start()
                     self._finish_frozen(outcome, number, token)
                 finally:
                     if mounts:
                         timer.cancel()
                         outcome.thawed = agent.thaw()
-                    outcome.downtime = time.monotonic() - outcome.began
+                    # The agent's clock: from before the first file system froze to after the last one thawed.
+                    outcome.downtime = (
+                        time.monotonic() - outcome.began
+                        if outcome.thawed is None
+                        else outcome.thawed.held
+                    )
         except CancelledError as error:
             if over.cancelled and not job.cancel.cancelled:
                 raise self._lost(outcome) from error

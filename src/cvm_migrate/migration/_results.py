@@ -242,7 +242,8 @@ class CutoverResult(Result):
 
     Attributes:
         at: Seconds since 1970 when the source was frozen.
-        downtime: From before the freeze to after the thaw.
+        downtime: From before the first file system was frozen to after the last one was thawed; where nothing was
+            frozen, how long the final pass took.
         predicted_downtime: What had been predicted just before.
         frozen: Mounts that were frozen.
         refused: Mounts that could not be, with the reason.

@@ -1,0 +1,126 @@
+"""Programs that keep a mounted file system busy, and what must be found in a copy of it.
+
+Run as ``python writers.py FOLDER``: random 16 KiB overwrites of a large file, file churn, and numbered SQLite
+transactions in WAL mode; the number of each is printed once its commit has returned. It ends when standard input does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import select
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+_FILE = 16 << 20
+_BLOCK = 16 << 10
+
+
+def write(folder: Path, *, pause: float) -> None:
+    """Write until standard input ends."""
+    random_ = random.Random(os.getpid())
+    churned = folder / "churn"
+    churned.mkdir(exist_ok=True)
+    large = os.open(folder / "large", os.O_RDWR | os.O_CREAT)
+    os.ftruncate(large, _FILE)
+    database = sqlite3.connect(folder / "ledger.sqlite", isolation_level=None)
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("PRAGMA synchronous = FULL")
+    database.execute("CREATE TABLE IF NOT EXISTS ledger (number INTEGER PRIMARY KEY, body BLOB)")
+    number = 0
+    while not select.select([sys.stdin], [], [], pause)[0]:
+        number += 1
+        os.pwrite(large, random_.randbytes(_BLOCK), random_.randrange(_FILE // _BLOCK) * _BLOCK)
+        _churn(churned, random_)
+        if number % 4 == 0:
+            database.execute(
+                "INSERT INTO ledger VALUES (?, ?)", (number, random_.randbytes(1500))
+            )
+            database.execute("DELETE FROM ledger WHERE number < ?", (number - 2000,))
+            print(number, flush=True)
+    database.close()
+    os.close(large)
+
+
+def _churn(folder: Path, random_: random.Random) -> None:
+    file = folder / f"file-{random_.randrange(30):02d}"
+    what = random_.randrange(8)
+    if what <= 2:
+        file.write_bytes(random_.randbytes(random_.randrange(1, 64 << 10)))
+    elif what == 3 and file.exists():
+        file.rename(folder / f"file-{random_.randrange(30):02d}")
+    elif what == 4 and file.exists():
+        os.truncate(file, file.stat().st_size // 2)
+    elif what == 5 and file.exists():
+        file.unlink()
+
+
+class Writer:
+    """A running writer."""
+
+    def __init__(self, folder: Path, *, pause: float) -> None:
+        self.acknowledged = 0
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, str(folder), str(pause)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd="/",
+        )
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.acknowledged = int(line)
+
+    def wait_for(self, number: int) -> None:
+        """Wait until that transaction has been acknowledged."""
+        end = time.monotonic() + 60
+        while self.acknowledged < number:
+            assert self._process.poll() is None, "the writer ended"
+            assert time.monotonic() < end, "the writer makes no progress"
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """End it; can be called more than once."""
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            self._process.stdin.close()
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._thread.join(10)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+
+@contextlib.contextmanager
+def writing(folder: Path, *, pause: float = 0.005) -> Iterator[Writer]:
+    """A writer that writes about ``1 / pause`` times a second while the block runs."""
+    writer = Writer(folder, pause=pause)
+    try:
+        writer.wait_for(8)
+        yield writer
+    finally:
+        writer.stop()
+
+
+def ledger(folder: Path) -> tuple[str, int]:
+    """What SQLite says of a copy's database: its integrity check, and the highest number in it."""
+    with contextlib.closing(sqlite3.connect(folder / "ledger.sqlite")) as database:
+        integrity = str(database.execute("PRAGMA integrity_check").fetchone()[0])
+        highest = database.execute("SELECT coalesce(max(number), 0) FROM ledger").fetchone()[0]
+    return integrity, highest
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]), pause=float(sys.argv[2]))
