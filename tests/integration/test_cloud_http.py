@@ -90,7 +90,11 @@ def test_the_simulator_s_check_of_signatures_takes_ours_with_a_token_too(
         (Answer(b"<html>", status=502), "HttpStatus.502", Repeat.LOOK),
         (Answer(b"slow down", status=429), "HttpStatus.429", Repeat.SAFE),
         (Answer(b"go away", status=403), "HttpStatus.403", Repeat.NEVER),
-        (Answer(b"", status=302, headers={"Location": "http://127.0.0.1:9/"}), "HttpStatus.302", Repeat.NEVER),
+        (
+            Answer(b"", status=302, headers={"Location": "http://127.0.0.1:9/"}),
+            "HttpStatus.302",
+            Repeat.NEVER,
+        ),
         (Answer(b"<html>log in</html>"), "Network.NoJson", Repeat.LOOK),
         (Answer(b'{"Response": 3}'), "Network.NoJson", Repeat.LOOK),
         (Answer(b"[]"), "Network.NoJson", Repeat.LOOK),
@@ -113,7 +117,9 @@ def test_what_was_never_sent_is_told_from_what_may_have_been_carried_out() -> No
         url = server.url
     nobody = client(url)
     unknown = CloudClient(
-        StaticCredentials("i", KEY), "ap-guangzhou", CloudEndpoint(domain="nowhere.invalid", proxy="")
+        StaticCredentials("i", KEY),
+        "ap-guangzhou",
+        CloudEndpoint(domain="nowhere.invalid", proxy=""),
     )
 
     for one in (nobody, unknown):
@@ -129,7 +135,7 @@ def test_an_endpoint_that_is_slow_beyond_the_time_out_is_given_up(simulated: Ten
     one = CloudClient(
         StaticCredentials(simulated.secret_id, simulated.secret_key),
         made.region,
-        endpoint(simulated, timeout=0.2),
+        endpoint(simulated, "timeout"),
     )
 
     with pytest.raises(ServiceError, match="did not answer in time"):
@@ -367,7 +373,9 @@ def test_a_role_is_assumed_and_its_keys_are_used_and_kept(simulated: TencentClou
     assert [r.action for r in simulated.requests].count("AssumeRole") == 1
 
 
-def test_a_role_that_cannot_be_assumed_now_is_an_error_of_credentials(simulated: TencentCloud) -> None:
+def test_a_role_that_cannot_be_assumed_now_is_an_error_of_credentials(
+    simulated: TencentCloud,
+) -> None:
     source = assumed(simulated)
     simulated.fail("throttle", action="AssumeRole")
     assert source.get().token
@@ -379,5 +387,3 @@ def test_a_role_that_cannot_be_assumed_now_is_an_error_of_credentials(simulated:
 
     assert isinstance(caught.value.__cause__, ThrottledError)
     assert source._base.get().secret_key not in str(caught.value)
-
-

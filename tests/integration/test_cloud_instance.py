@@ -209,7 +209,7 @@ def test_a_failure_that_passes_does_not_keep_it_from_entering_and_leaving(
     simulated: TencentCloud, fault: str, action: str
 ) -> None:
     made = simulated.add_instance()
-    cvm = instance(simulated, made)
+    cvm = instance(simulated, made, fault)
     struck = simulated.fail(fault, action=action)
 
     cvm.enter_migration()
@@ -230,6 +230,7 @@ def test_a_failure_that_does_not_pass_is_named_and_leaving_mends_it(
     impatient = instance(
         simulated,
         made,
+        fault,
         policy=attrs.evolve(QUICK, attempts=2, patience=0.05),
     )
     simulated.fail(fault, action=action, nth=1 if action != "DescribeInstances" else 3, times=None)
@@ -290,7 +291,9 @@ def test_an_operation_that_is_taken_and_then_fails_is_told_from_one_that_takes_l
     cvm = instance(simulated, made)
     simulated.fail("failed-operation", action=action)
 
-    with pytest.raises(InstanceStateError, match=f"{action} of {made.instance_id} was taken") as caught:
+    with pytest.raises(
+        InstanceStateError, match=f"{action} of {made.instance_id} was taken"
+    ) as caught:
         cvm.enter_migration()
         cvm.leave_migration()
 
@@ -316,7 +319,9 @@ def test_time_that_runs_out_is_an_error_that_says_where_the_instance_may_be() ->
         made = slow.add_instance()
         cvm = instance(slow, made)
 
-        with pytest.raises(DeadlineError, match="may be in rescue mode.*leave_migration") as caught:
+        with pytest.raises(
+            DeadlineError, match="may be in rescue mode.*leave_migration"
+        ) as caught:
             cvm.enter_migration(deadline=Deadline(0.3))
 
         assert caught.value.device == made.instance_id

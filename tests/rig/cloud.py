@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import attrs
-
 from cvm_migrate.cloud import CloudEndpoint, CvmInstance, RetryPolicy, StaticCredentials
 from cvm_migrate.testing import SimulatedInstance, TencentCloud
 
@@ -41,17 +39,19 @@ def cloud() -> TencentCloud:
     return TencentCloud(operation_seconds=0.03)
 
 
-def endpoint(simulated: TencentCloud, **changes: Any) -> CloudEndpoint:
-    """Return how to reach it, giving up on an answer soon."""
-    return attrs.evolve(CloudEndpoint(url=simulated.endpoint, timeout=1.0), **changes)
+def endpoint(simulated: TencentCloud, fault: str = "") -> CloudEndpoint:
+    """Return how to reach it: giving up on an answer soon where *fault* keeps it from coming."""
+    return CloudEndpoint(url=simulated.endpoint, timeout=0.5 if "timeout" in fault else 20.0)
 
 
-def instance(simulated: TencentCloud, of: SimulatedInstance, **changes: Any) -> CvmInstance:
+def instance(
+    simulated: TencentCloud, of: SimulatedInstance, fault: str = "", **changes: Any
+) -> CvmInstance:
     """Return the adapter's view of an instance."""
     arguments: dict[str, Any] = {
         "region": of.region,
         "credentials": StaticCredentials(simulated.secret_id, simulated.secret_key),
-        "endpoint": endpoint(simulated),
+        "endpoint": endpoint(simulated, fault),
         "policy": QUICK,
         "poll": 0.01,
         **changes,

@@ -1,0 +1,613 @@
+"""An instance as the target of a migration: snapshots, the data port, every way in and out, with every failure."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from cvm_migrate.cloud import (
+    MY_PUBLIC_IP,
+    InstanceState,
+    RescueTarget,
+    SecurityGroups,
+    Snapshots,
+    TargetWish,
+)
+from cvm_migrate.deadline import Deadline
+from cvm_migrate.errors import (
+    CvmMigrateError,
+    InstanceStateError,
+    InvalidRequestError,
+    NotFoundError,
+    QuotaError,
+    StepOrderError,
+    UnsupportedError,
+)
+from cvm_migrate.model import Severity
+from cvm_migrate.testing import SimulatedInstance, TencentCloud
+from cvm_migrate.units import MiB
+from rig.cloud import LASTING, PASSING, QUICK, cloud, instance
+
+SOURCE = "203.0.113.5"
+WISH = TargetWish(data_port=443, source=SOURCE)
+
+
+@pytest.fixture
+def simulated() -> Iterator[TencentCloud]:
+    with cloud() as running:
+        yield running
+
+
+def add(simulated: TencentCloud, **changes: Any) -> SimulatedInstance:
+    return simulated.add_instance(system_disk=4 * MiB, data_disks=[2 * MiB], **changes)
+
+
+def calls(simulated: TencentCloud, action: str) -> int:
+    return sum(request.action == action for request in simulated.requests)
+
+
+def fill(made: SimulatedInstance, byte: bytes) -> None:
+    for disk in made.disks:
+        disk.path.write_bytes(byte * disk.size)
+
+
+def holds(made: SimulatedInstance, byte: bytes) -> list[bool]:
+    return [disk.path.read_bytes() == byte * disk.size for disk in made.disks]
+
+
+def rule_names(simulated: TencentCloud, made: SimulatedInstance) -> list[str]:
+    cvm = instance(simulated, made)
+    rules = SecurityGroups(cvm).rules(cvm.describe().security_groups)
+    return [f"{rule.port} {rule.source} {rule.description}".strip() for rule in rules]
+
+
+# Snapshots
+
+
+def test_snapshots_bring_back_every_disk_elastic_ones_too(simulated: TencentCloud) -> None:
+    made = add(simulated, state="STOPPED")
+    order = [disk.disk_id for disk in made.disks]
+    snapshots = Snapshots(instance(simulated, made))
+    fill(made, b"a")
+
+    taken = snapshots.create("tag1")
+    fill(made, b"b")
+    snapshots.restore(taken)
+
+    assert holds(made, b"a") == [True, True]
+    assert [disk.disk_id for disk in made.disks] == order
+    assert [snapshot.disk_id for snapshot in taken] == order
+
+
+def test_snapshots_are_made_once_for_a_tag_and_deleted_once(simulated: TencentCloud) -> None:
+    made = add(simulated)
+    snapshots = Snapshots(instance(simulated, made))
+
+    taken = snapshots.create("tag1")
+    assert Snapshots(instance(simulated, made)).create("tag1") == taken
+    other = snapshots.create("tag2")
+    snapshots.delete(taken)
+    snapshots.delete(taken)
+
+    assert calls(simulated, "CreateSnapshot") == 4
+    assert {snapshot.snapshot_id for snapshot in other}.isdisjoint(
+        snapshot.snapshot_id for snapshot in taken
+    )
+    with pytest.raises(NotFoundError, match="gone"):
+        made.set_state("STOPPED")
+        snapshots.restore(taken[:1])
+
+
+def test_disks_are_not_put_back_under_a_running_system(simulated: TencentCloud) -> None:
+    made = add(simulated)
+    snapshots = Snapshots(instance(simulated, made))
+    taken = snapshots.create("tag1")
+
+    with pytest.raises(InstanceStateError, match="stop"):
+        snapshots.restore(taken)
+
+    assert calls(simulated, "ApplySnapshot") + calls(simulated, "DetachDisks") == 0
+
+
+def test_disks_that_know_no_snapshots_are_refused_before_any_is_made(
+    simulated: TencentCloud,
+) -> None:
+    made = add(simulated, disk_type="LOCAL_BASIC")
+
+    with pytest.raises(UnsupportedError, match="snapshots=False"):
+        Snapshots(instance(simulated, made)).create("tag1")
+
+    assert calls(simulated, "CreateSnapshot") == 0
+
+
+def test_a_quota_that_is_used_up_is_named(simulated: TencentCloud) -> None:
+    made = add(simulated)
+    simulated.fail("InsufficientSnapshotQuota", action="CreateSnapshot", times=None)
+
+    with pytest.raises(QuotaError, match="Delete snapshots"):
+        Snapshots(instance(simulated, made)).create("tag1")
+
+
+@pytest.mark.parametrize("tag", ["", "with blank", "x" * 21])
+def test_a_tag_that_the_name_has_no_room_for_is_refused(simulated: TencentCloud, tag: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        Snapshots(instance(simulated, add(simulated))).create(tag)
+
+
+SNAPSHOT_CALLS = (
+    "DescribeDisks",
+    "DescribeSnapshots",
+    "CreateSnapshot",
+    "DetachDisks",
+    "ApplySnapshot",
+    "AttachDisks",
+    "DeleteSnapshots",
+)
+
+
+@pytest.mark.parametrize(("fault", "action"), list(itertools.product(PASSING, SNAPSHOT_CALLS)))
+def test_a_failure_that_passes_neither_loses_nor_doubles_a_snapshot(
+    simulated: TencentCloud, fault: str, action: str
+) -> None:
+    made = add(simulated, state="STOPPED")
+    snapshots = Snapshots(instance(simulated, made, fault))
+    fill(made, b"a")
+    struck = simulated.fail(fault, action=action)
+
+    taken = snapshots.create("tag1")
+    fill(made, b"b")
+    snapshots.restore(taken)
+    kept = instance(simulated, made).client.describe_snapshots({"disk-id": made.disks[0].disk_id})
+    snapshots.delete(taken)
+
+    assert struck.hits == 1
+    assert holds(made, b"a") == [True, True]
+    assert kept["TotalCount"] == 1
+
+
+# The data port
+
+
+def test_the_data_port_is_opened_for_the_source_only_and_closed_again(
+    simulated: TencentCloud,
+) -> None:
+    made = add(simulated)
+    cvm = instance(simulated, made)
+    groups = SecurityGroups(cvm)
+    before = rule_names(simulated, made)
+
+    opened = groups.open_port(443, SOURCE, "tag1")
+    assert groups.open_port(443, SOURCE, "tag1") == opened
+    during = rule_names(simulated, made)
+
+    assert during == [f"443 {SOURCE}/32 cvm_migrate {made.instance_id} tag1", *before]
+    assert groups.close_port("tag1") == 1
+    assert groups.close_port("tag1") == 0
+    assert rule_names(simulated, made) == before
+    assert calls(simulated, "CreateSecurityGroupPolicies") == 1
+
+
+def test_only_our_own_rule_is_ever_removed(simulated: TencentCloud) -> None:
+    theirs = [
+        {
+            "Protocol": "TCP",
+            "Port": "443",
+            "CidrBlock": "198.51.100.1",
+            "Action": "ACCEPT",
+            "PolicyDescription": text,
+        }
+        for text in ("cvm_migrate", "web", "cvm_migrate ins-other tag1")
+    ]
+    for number, one in enumerate(theirs):
+        one["CidrBlock"] = f"198.51.100.{number}"
+    group = simulated.add_security_group(ingress=theirs)
+    made = add(simulated, security_groups=[group])
+    groups = SecurityGroups(instance(simulated, made))
+    before = rule_names(simulated, made)
+
+    groups.open_port(443, SOURCE, "tag1")
+    groups.open_port(8443, SOURCE, "tag2")
+    assert groups.close_port("tag1") == 1
+    assert any("8443" in name for name in rule_names(simulated, made))
+    groups.close_port("tag2")
+
+    assert rule_names(simulated, made) == before
+
+
+def test_no_rule_is_made_where_others_allow_it_already(simulated: TencentCloud) -> None:
+    everyone = {"Protocol": "ALL", "Port": "all", "CidrBlock": "0.0.0.0/0", "Action": "ACCEPT"}
+    made = add(simulated, security_groups=[simulated.add_security_group(ingress=[everyone])])
+    bare = add(simulated, security_groups=[])
+
+    assert SecurityGroups(instance(simulated, made)).open_port(443, SOURCE, "tag1") is None
+    assert SecurityGroups(instance(simulated, bare)).open_port(443, SOURCE, "tag1") is None
+    assert calls(simulated, "CreateSecurityGroupPolicies") == 0
+
+
+def test_a_source_that_has_moved_gets_a_new_rule_and_the_old_one_goes(
+    simulated: TencentCloud,
+) -> None:
+    made = add(simulated)
+    groups = SecurityGroups(instance(simulated, made))
+
+    groups.open_port(443, SOURCE, "tag1")
+    groups.open_port(443, "203.0.113.99", "tag1")
+    groups.open_port(443, MY_PUBLIC_IP, "tag1")
+
+    ours = [name for name in rule_names(simulated, made) if "tag1" in name]
+    assert ours == [f"443 127.0.0.1 cvm_migrate {made.instance_id} tag1"]
+
+
+def test_others_who_change_the_group_at_the_same_moment_do_not_get_in_the_way(
+    simulated: TencentCloud,
+) -> None:
+    made = add(simulated)
+    groups = SecurityGroups(instance(simulated, made))
+    for action in ("CreateSecurityGroupPolicies", "DeleteSecurityGroupPolicies"):
+        simulated.fail("UnsupportedOperation.VersionMismatch", action=action, times=2)
+
+    groups.open_port(443, SOURCE, "tag1")
+    assert groups.close_port("tag1") == 1
+
+    assert calls(simulated, "CreateSecurityGroupPolicies") == 3
+
+
+RULE_CALLS = (
+    "DescribeSecurityGroupPolicies",
+    "CreateSecurityGroupPolicies",
+    "DeleteSecurityGroupPolicies",
+)
+
+
+@pytest.mark.parametrize(("fault", "action"), list(itertools.product(PASSING, RULE_CALLS)))
+def test_a_failure_that_passes_neither_loses_nor_doubles_the_rule(
+    simulated: TencentCloud, fault: str, action: str
+) -> None:
+    made = add(simulated)
+    groups = SecurityGroups(instance(simulated, made, fault))
+    struck = simulated.fail(fault, action=action)
+
+    groups.open_port(443, SOURCE, "tag1")
+    during = rule_names(simulated, made)
+    groups.close_port("tag1")
+
+    assert struck.hits == 1
+    assert sum("tag1" in name for name in during) == 1
+    assert not [name for name in rule_names(simulated, made) if "tag1" in name]
+
+
+# The whole
+
+
+def test_a_migration_goes_in_and_out_and_leaves_nothing_behind(simulated: TencentCloud) -> None:
+    made = add(simulated)
+    before = rule_names(simulated, made)
+    notes: dict[str, str] = {}
+    target = RescueTarget(instance(simulated, made), notes, wish=WISH, ledger="web-1")
+
+    access = target.before_prepare()
+    assert made.state == "RESCUE_MODE"
+    target.writing()
+    health = target.after_cutover()
+    assert target.discard_snapshots() == 2
+
+    assert health.healthy
+    assert made.state == "RUNNING"
+    assert rule_names(simulated, made) == before
+    assert access.password not in str(notes)
+    assert [
+        r.params.get("Status")
+        for r in simulated.requests
+        if r.action == "ModifyMigrationTaskStatus"
+    ] == [
+        "migrating",
+        "finish",
+    ]
+
+
+def test_each_step_of_the_whole_can_be_repeated_by_a_new_process(simulated: TencentCloud) -> None:
+    made = add(simulated)
+    notes: dict[str, str] = {}
+    for _ in range(2):
+        RescueTarget(instance(simulated, made), notes, wish=WISH).before_prepare()
+        assert made.state == "RESCUE_MODE"
+    for _ in range(2):
+        RescueTarget(instance(simulated, made), notes, wish=WISH).after_cutover()
+        assert made.state == "RUNNING"
+    for _ in range(2):
+        RescueTarget(instance(simulated, made), notes, wish=WISH).discard_snapshots()
+
+    assert calls(simulated, "CreateSnapshot") == 2
+    assert calls(simulated, "CreateSecurityGroupPolicies") == 1
+    assert calls(simulated, "DeleteSnapshots") == 2
+
+
+@pytest.mark.parametrize("start", ["RUNNING", "STOPPED"])
+def test_giving_up_before_writing_leads_back_to_where_it_was(
+    simulated: TencentCloud, start: str
+) -> None:
+    made = add(simulated, state=start)
+    fill(made, b"a")
+    before = rule_names(simulated, made)
+    target = RescueTarget(instance(simulated, made), {}, wish=WISH)
+    target.before_prepare()
+
+    report = target.on_abort()
+
+    assert (made.state, report.state) == (start, start)
+    assert report.restored
+    assert holds(made, b"a") == [True, True]
+    assert rule_names(simulated, made) == before
+    assert target.snapshots == ()
+
+
+@pytest.mark.parametrize("start", ["RUNNING", "STOPPED"])
+def test_giving_up_after_writing_puts_the_disks_back_first(
+    simulated: TencentCloud, start: str
+) -> None:
+    made = add(simulated, state=start)
+    fill(made, b"a")
+    notes: dict[str, str] = {}
+    target = RescueTarget(instance(simulated, made), notes, wish=WISH)
+    target.before_prepare()
+    target.writing()
+    fill(made, b"b")
+
+    # Another process gives up.
+    report = RescueTarget(instance(simulated, made), notes, wish=WISH).on_abort()
+
+    assert (made.state, report.restored) == (start, True)
+    assert holds(made, b"a") == [True, True]
+
+
+def test_half_a_system_that_cannot_be_put_back_is_left_off(simulated: TencentCloud) -> None:
+    made = add(simulated)
+    target = RescueTarget(instance(simulated, made), {}, wish=attrs.evolve(WISH, snapshots=False))
+    target.before_prepare()
+    target.writing()
+
+    report = target.on_abort()
+
+    assert made.state == "STOPPED"
+    assert not report.restored
+    assert "left off" in report.done[-1]
+
+
+def test_giving_up_what_never_began_changes_nothing(simulated: TencentCloud) -> None:
+    made = add(simulated)
+
+    report = RescueTarget(instance(simulated, made), {}, wish=WISH).on_abort()
+
+    assert report.restored
+    assert made.history == ("RUNNING",)
+
+
+def test_snapshots_are_never_made_after_the_first_write(simulated: TencentCloud) -> None:
+    made = add(simulated)
+    target = RescueTarget(instance(simulated, made), {}, wish=WISH)
+    target.writing()
+
+    with pytest.raises(StepOrderError):
+        target.before_prepare()
+
+    assert made.state == "RUNNING"
+
+
+def test_an_instance_that_waits_because_of_someone_else_is_not_taken_unasked(
+    simulated: TencentCloud,
+) -> None:
+    made = add(simulated)
+    instance(simulated, made).enter_migration()
+
+    with pytest.raises(InstanceStateError, match="nobody else.*take_over"):
+        RescueTarget(instance(simulated, made), {}, wish=WISH).before_prepare()
+    assert made.state == "RESCUE_MODE"
+
+    wish = attrs.evolve(WISH, take_over=True)
+    RescueTarget(instance(simulated, made), {}, wish=wish).before_prepare()
+
+    assert made.history.count("RESCUE_MODE") == 2
+
+
+def test_a_list_that_cannot_be_written_to_stops_no_migration(
+    simulated: TencentCloud, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = add(simulated)
+    simulated.fail("unauthorized", action="RegisterMigrationTask", times=None)
+    target = RescueTarget(instance(simulated, made), {}, wish=WISH, ledger="web-1")
+
+    target.before_prepare()
+
+    assert made.state == "RESCUE_MODE"
+    assert "could not be entered in the list" in caplog.text
+
+
+CALLS = (
+    "DescribeInstances",
+    *SNAPSHOT_CALLS[:3],
+    *RULE_CALLS,
+    "EnterRescueMode",
+    "ExitRescueMode",
+    "StartInstances",
+    "DetachDisks",
+    "ApplySnapshot",
+    "AttachDisks",
+)
+KINDS = ("throttle", "http-502", "drop-before", "drop-after-success", *LASTING)
+
+
+@pytest.mark.parametrize(("fault", "action"), list(itertools.product(KINDS, CALLS)))
+def test_a_failure_that_does_not_pass_is_named_and_giving_up_mends_it(
+    simulated: TencentCloud, fault: str, action: str
+) -> None:
+    """Wherever it strikes, in or out: in the end the instance runs its own system with its own data."""
+    made = add(simulated)
+    fill(made, b"a")
+    before = rule_names(simulated, made)
+    notes: dict[str, str] = {}
+    quick = attrs.evolve(QUICK, attempts=2)
+    simulated.fail(fault, action=action, times=None)
+    errors: list[CvmMigrateError] = []
+
+    def attempt(again: bool) -> None:
+        target = RescueTarget(instance(simulated, made, policy=quick), notes, wish=WISH)
+        try:
+            if not again:
+                target.before_prepare()
+                target.writing()
+                fill(made, b"b")
+            target.on_abort()
+        except CvmMigrateError as error:
+            errors.append(error)
+
+    attempt(again=False)
+    attempt(again=True)
+    stuck = made.state
+    simulated.heal()
+    attempt(again=True)
+
+    assert all(error.remedy for error in errors), errors
+    if stuck == "RESCUE_MODE":
+        assert any("rescue mode" in str(error) for error in errors)
+    assert made.state == "RUNNING"
+    assert holds(made, b"a") == [True, True]
+    assert rule_names(simulated, made) == before
+    assert not any("StepOrder" in type(error).__name__ for error in errors)
+
+
+# Checks
+
+
+def found(findings: Any, severity: Severity) -> list[str]:
+    return [finding.title for finding in findings if finding.severity is severity]
+
+
+def test_an_instance_that_will_do_has_no_blocker_and_is_not_touched(
+    simulated: TencentCloud,
+) -> None:
+    made = add(simulated)
+
+    findings = instance(simulated, made).check(
+        TargetWish(disk_sizes=[MiB], source=SOURCE, machine="x86_64", firmware="bios")
+    )
+
+    assert found(findings, Severity.BLOCKER) == []
+    assert found(findings, Severity.WARNING) == []
+    assert any("Port 443 is closed" in title for title in found(findings, Severity.INFO))
+    assert made.instance_id in found(findings, Severity.INFO)[-1]
+    assert all(r.action.startswith("Describe") for r in simulated.requests)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wish", "says"),
+    [
+        ({"state": "SHUTDOWN"}, {}, "waits to be destroyed"),
+        ({"architecture": "arm64"}, {}, "ARM"),
+        ({"restrict_state": "EXPIRED"}, {}, "expired"),
+        ({"state": "STOPPED", "stop_charging_mode": "STOP_CHARGING"}, {}, "not charged for"),
+        ({}, {"disk_sizes": [2 << 40]}, "smaller"),
+        ({}, {"disk_sizes": [1, 1, 1]}, "has 3 disks"),
+        ({}, {"machine": "aarch64"}, "aarch64"),
+        ({"disk_type": "LOCAL_BASIC"}, {}, "no snapshots"),
+    ],
+)
+def test_what_forbids_a_migration_is_a_blocker_with_a_remedy(
+    simulated: TencentCloud, changes: dict[str, Any], wish: dict[str, Any], says: str
+) -> None:
+    made = add(simulated, **changes)
+
+    findings = instance(simulated, made).check(TargetWish(**wish))
+
+    (blocker,) = [one for one in findings if one.severity is Severity.BLOCKER]
+    assert says in blocker.title
+    assert blocker.remedy
+
+
+def test_waiting_because_of_someone_else_is_a_blocker_unless_it_may_be_taken_over(
+    simulated: TencentCloud,
+) -> None:
+    made = add(simulated)
+    cvm = instance(simulated, made)
+    cvm.enter_migration()
+    console = add(simulated)
+    console.begin_console_migration()
+    console.wait_for("SERVICE_LIVE_MIGRATE")
+
+    assert "already" in found(cvm.check(), Severity.BLOCKER)[0]
+    assert found(cvm.check(TargetWish(take_over=True)), Severity.BLOCKER) == []
+    assert "console" in found(instance(simulated, console).check(), Severity.BLOCKER)[0]
+
+
+def test_a_port_that_is_closed_and_may_not_be_opened_is_a_warning(simulated: TencentCloud) -> None:
+    made = add(simulated, security_groups=[simulated.add_security_group()], public_address=None)
+
+    warnings = found(
+        instance(simulated, made).check(
+            TargetWish(open_port=False, snapshots=False, firmware="uefi")
+        ),
+        Severity.WARNING,
+    )
+
+    for part in (
+        "Port 22 (SSH)",
+        "Port 443 (the data)",
+        "No snapshots",
+        "UEFI",
+        "no public address",
+    ):
+        assert any(part in title for title in warnings), part
+
+
+@pytest.mark.parametrize(
+    ("fault", "action", "says"),
+    [
+        ("AuthFailure.SecretIdNotFound", "DescribeInstances", "keys"),
+        ("skew", "DescribeInstances", "clock"),
+        ("unauthorized", "DescribeSecurityGroupPolicies", "rights"),
+        ("unauthorized", "DescribeDisks", "rights"),
+        ("throttle", "DescribeInstances", "minute"),
+        ("InvalidInstanceId.NotFound", "DescribeInstances", "region"),
+    ],
+)
+def test_what_the_api_refuses_is_a_finding_and_not_an_error(
+    simulated: TencentCloud, fault: str, action: str, says: str
+) -> None:
+    made = add(simulated)
+    simulated.fail(fault, action=action, times=None)
+    cvm = instance(simulated, made, policy=attrs.evolve(QUICK, attempts=2))
+
+    (blocker,) = [one for one in cvm.check() if one.severity is Severity.BLOCKER]
+
+    assert says in blocker.remedy
+    assert action in blocker.evidence
+
+
+def test_a_clock_that_is_off_is_a_warning(simulated: TencentCloud) -> None:
+    made = add(simulated)
+    simulated.clock_offset = 200.0
+
+    warnings = found(instance(simulated, made).check(), Severity.WARNING)
+
+    assert any("clock" in title and "behind" in title for title in warnings)
+
+
+def test_an_unreachable_api_is_a_finding(simulated: TencentCloud, tmp_path: Path) -> None:
+    del tmp_path
+    made = add(simulated)
+    cvm = instance(
+        simulated,
+        made,
+        endpoint="http://127.0.0.1:9",
+        policy=attrs.evolve(QUICK, attempts=2),
+    )
+
+    (finding,) = cvm.check(deadline=Deadline(30))
+
+    assert finding.severity is Severity.BLOCKER
+    assert "name resolution" in finding.remedy
+    assert InstanceState.parse(made.state) is InstanceState.RUNNING
