@@ -32,7 +32,7 @@ def chunks(ranges: ExtentMap, chunk: int, size: int) -> Iterator[Extent]:
     """
     check_layout(chunk, size)
     # Neighbouring ranges may share a chunk, so a plain loop over them would yield it twice.
-    for extent in ranges.align(chunk, size):
+    for extent in ranges.clip(0, size).align(chunk, size):
         for offset in range(extent.offset, extent.end, chunk):
             yield Extent(offset, min(chunk, extent.end - offset))
 

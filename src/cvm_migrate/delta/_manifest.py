@@ -189,11 +189,14 @@ class Manifest:
         self._unseal()
         stored = self._mask(b"".join(digests), first)
         start, done = first * self._width, 0
+        # The slot of an unknown digest is zero: even reading it could make a page real, as on a tmpfs.
+        fresh = not any(self._bits[first >> 3 : (first + len(digests) + 7) >> 3])
         while done < len(stored):
             # By pages: one that holds nothing but zeroes, and did before, must not be touched.
             at = start + done
             part = stored[done : done + _PAGE - at % _PAGE]
-            if bytes(self._table[at : at + len(part)]) != part:
+            same = not any(part) if fresh else bytes(self._table[at : at + len(part)]) == part
+            if not same:
                 self._table[at : at + len(part)] = part
             done += len(part)
         for number in range(first, first + len(digests)):
