@@ -12,13 +12,8 @@ Only the standard library is used, and what is imported is imported before the r
 
 from __future__ import annotations
 
-import sys
-
-if sys.platform != "linux":
-    raise SystemExit("a rescue system needs Linux")
-
 import contextlib
-import encodings.idna  # noqa: F401 - connecting needs it, when the machine's library is gone already
+import encodings.idna
 import fcntl
 import json
 import os
@@ -29,9 +24,15 @@ import socket
 import stat
 import struct
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, Final
+
+assert sys.platform == "linux", "a rescue system needs Linux"  # noqa: S101 - what mypy understands
+
+# Connecting needs it, when the machine's own library is out of sight.
+_ = encodings.idna
 
 # linux/loop.h
 _LOOP_CTL_GET_FREE: Final = 0x4C82
@@ -335,7 +336,11 @@ def _only_python(root: Path, python: str) -> None:
     if prefix not in {Path("/"), Path("/usr"), Path("/usr/local")}:
         target = root / prefix.relative_to("/")
         target.mkdir(parents=True, exist_ok=True)
-        _run("mount", "--bind", str(prefix), str(target))
+        # An overlay and not a bind mount: that would name the machine's own disk, perhaps /dev/vda, as mounted.
+        nothing = root.with_name("nothing")
+        nothing.mkdir()
+        layers = f"lowerdir={prefix}:{nothing}"
+        _run("mount", "-t", "overlay", "-o", layers, "overlay", str(target))
     names = [f"python{version}", f"python{version[0]}"]
     if version.startswith("2"):
         names.append("python")
