@@ -167,14 +167,15 @@ def test_only_a_sealed_manifest_is_taken() -> None:
         Manifest.load(bytes(buffer))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        pytest.param(lambda manifest: manifest.set(0, [bytes(16)]), id="set"),
-        pytest.param(lambda manifest: manifest.forget(ExtentMap.whole(4)), id="forget"),
-        pytest.param(lambda manifest: manifest.seal(), id="seal"),
-    ],
-)
+def set_one(manifest: Manifest) -> None:
+    manifest.set(0, [bytes(16)])
+
+
+def forget_one(manifest: Manifest) -> None:
+    manifest.forget(ExtentMap.whole(4))
+
+
+@pytest.mark.parametrize("change", [set_one, forget_one, Manifest.seal])
 def test_one_loaded_from_read_only_bytes_cannot_be_changed(
     change: Callable[[Manifest], None],
 ) -> None:
@@ -261,4 +262,5 @@ def test_zeroes_are_known_and_still_take_no_room(tmp_path: Path) -> None:
 
     assert needed > 1 << 32
     assert list(known) == [(0, 64 * 4096 * chunk), (size - chunk, chunk)]
-    assert path.stat().st_blocks * 512 < 1 << 20
+    # The bitmap is 32 MiB, which a tmpfs makes real by reading; the table would be 4 GiB.
+    assert path.stat().st_blocks * 512 < 1 << 26
