@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 _LEDGER = Path(tempfile.gettempdir()) / "cvm-migrate-tests"
 
@@ -31,9 +32,12 @@ def run(*command: str, check: bool = True) -> str:
 def _note(kind: str, name: str, backing: str | None = None) -> Path:
     _LEDGER.mkdir(exist_ok=True)
     note = _LEDGER / f"{os.getpid()}-{time.monotonic_ns()}.json"
-    note.write_text(
+    # Whole or not at all: other workers read it.
+    draft = note.with_suffix(".draft")
+    draft.write_text(
         json.dumps({"pid": os.getpid(), "kind": kind, "name": name, "backing": backing})
     )
+    draft.rename(note)
     return note
 
 
@@ -95,10 +99,12 @@ def make_file_system(device: Path, kind: str) -> None:
 
 
 @contextlib.contextmanager
-def mounted(device: Path, at: Path, *options: str) -> Generator[Path]:
+def mounted(device: Path, at: Path, *options: str, kind: str | None = None) -> Generator[Path]:
     """*device* mounted at *at* (made if needed), unmounted afterwards."""
     at.mkdir(parents=True, exist_ok=True)
     extra = ["-o", ",".join(options)] if options else []
+    if kind is not None:
+        extra += ["-t", kind]
     run("mount", *extra, str(device), str(at))
     note = _note("mount", str(at))
     try:
@@ -139,7 +145,11 @@ def sweep() -> list[str]:
     left: list[str] = []
     if not _LEDGER.is_dir():
         return left
-    notes = [(note, json.loads(note.read_text())) for note in sorted(_LEDGER.glob("*.json"))]
+    notes: list[tuple[Path, dict[str, Any]]] = []
+    for note in sorted(_LEDGER.glob("*.json")):
+        # Other workers take their own away at any moment.
+        with contextlib.suppress(FileNotFoundError):
+            notes.append((note, json.loads(note.read_text())))
     for kind in ("process", "mount", "loop"):
         for note, entry in notes:
             if entry["kind"] != kind or Path(f"/proc/{entry['pid']}").exists():
