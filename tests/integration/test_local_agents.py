@@ -16,6 +16,7 @@ import capabilities
 from cvm_migrate.errors import AgentLostError, NotFoundError, PermissionDeniedError
 from cvm_migrate.model import ExtentMap
 from cvm_migrate.transport import AgentSession, start_local_agent
+from rig import loopdev
 from rig.processes import children, runs, wait_until
 from rig.pythons import interpreters
 from rig.sshd import programs
@@ -174,3 +175,32 @@ def test_a_sudo_that_wants_a_password_is_a_permission_error(
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     with pytest.raises(PermissionDeniedError, match=r"a password is required.*NOPASSWD"):
         start_local_agent(sudo=True)
+
+
+_NOTER = """\
+import subprocess, sys, time
+sys.path.insert(0, sys.argv[1])
+from rig import loopdev
+child = subprocess.Popen(["sleep", "1000"])
+loopdev.note_process(child.pid)
+print(child.pid, flush=True)
+time.sleep(1000)
+"""
+
+
+def test_a_process_that_a_killed_test_has_left_is_swept_away() -> None:
+    tests = Path(__file__).parents[1]
+    owner = subprocess.Popen(
+        [sys.executable, "-c", _NOTER, str(tests)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert owner.stdout is not None
+        with owner.stdout as stdout:
+            left = int(stdout.readline())
+        loopdev.sweep()
+        assert runs(left), "its owner lives"
+    finally:
+        owner.kill()
+        owner.wait()
+    loopdev.sweep()
+    wait_until(lambda: not runs(left), "it is killed")

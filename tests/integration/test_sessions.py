@@ -19,6 +19,7 @@ from cvm_migrate.errors import (
     ProtocolError,
     SourceReadError,
 )
+from cvm_migrate.interfaces import Agent
 from cvm_migrate.model import ExtentMap, OpenDisk, Streamed, TlsIdentity
 from cvm_migrate.transport import AgentSession
 from cvm_migrate.transport._link import ERRORS
@@ -44,6 +45,11 @@ def session(program: str, *, silence: float = 30.0, **names: object) -> AgentSes
     return AgentSession(
         far_side(program, **names), description="the test's agent", silence=silence
     )
+
+
+def as_agent(session: AgentSession) -> Agent:
+    """Checked by the type checkers: a session is what upper layers ask for."""
+    return session
 
 
 def in_thread(call: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
@@ -362,7 +368,7 @@ while True:
 
 def test_closing_wakes_threads_that_wait_for_answers() -> None:
     agent = session("hello()\nrequest()\nrequest()\nsys.exit(0)")
-    thread, outcome = in_thread(agent.facts)
+    thread, outcome = in_thread(as_agent(agent).facts)
     agent.close()
     thread.join(60)
     assert isinstance(outcome[0], AgentLostError)

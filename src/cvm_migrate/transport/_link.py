@@ -7,13 +7,14 @@ request was cut to, or only its newest part is.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from cvm_migrate.agent import wire
@@ -188,11 +189,13 @@ class Link:
     ) -> Answer:
         """Ask, and wait for the last answer; *on_part* sees the newest part, not each."""
         number, call = self._send(verb, arguments, blob, "newest", 0)
-        for answer in self._answers(number, call, cancel):
-            if call.end is answer:
-                return answer
-            if on_part is not None:
-                on_part(answer)
+        # Closed at once, also when on_part raises: then the request is called off.
+        with contextlib.closing(self._answers(number, call, cancel)) as answers:
+            for answer in answers:
+                if call.end is answer:
+                    return answer
+                if on_part is not None:
+                    on_part(answer)
         raise DefectError(f"{verb}: an answer without an end")
 
     def parts(
@@ -203,7 +206,7 @@ class Link:
         *,
         room: int,
         cancel: CancelToken | None = None,
-    ) -> Iterator[Answer]:
+    ) -> Generator[Answer]:
         """Ask, and yield each part, then the last answer.
 
         Args:
@@ -239,7 +242,7 @@ class Link:
         self._stir()
         return number, call
 
-    def _answers(self, number: int, call: _Call, cancel: CancelToken | None) -> Iterator[Answer]:
+    def _answers(self, number: int, call: _Call, cancel: CancelToken | None) -> Generator[Answer]:
         finished = False
         try:
             while not finished:

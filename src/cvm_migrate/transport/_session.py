@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import types
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, Self, cast
@@ -254,11 +255,12 @@ class AgentSession:
             cancel=cancel,
         )
         previous: Answer | None = None
-        for answer in answers:
-            if previous is not None:
-                yield self._digests_of(previous)
-            # The last answer is the RESULT: it has totals, no digests.
-            previous = answer
+        with contextlib.closing(answers):
+            for answer in answers:
+                if previous is not None:
+                    yield self._digests_of(previous)
+                # The last answer is the RESULT: it has totals, no digests.
+                previous = answer
 
     def _digests_of(self, answer: Answer) -> tuple[int, list[bytes]]:
         part = Fields(answer.header, f"a part of the digests of {self._description}")
@@ -281,7 +283,8 @@ class AgentSession:
         return TrackingStart(
             rung=answer.maybe_text("rung"),
             refused=answer.text_map("refused"),
-            block=answer.number("block"),
+            # Without a rung there is no granularity.
+            block=0 if answer.value("block") is None else answer.number("block"),
         )
 
     def collect_changes(self, disk: OpenDisk) -> Changes:

@@ -17,6 +17,7 @@ from cvm_migrate.errors import (
     HostKeyError,
     InvalidRequestError,
     PermissionDeniedError,
+    UnsupportedError,
 )
 from cvm_migrate.transport._askpass import PasswordHelper
 from cvm_migrate.transport._bootstrap import Bootstrap, Sudo
@@ -32,6 +33,7 @@ _UNKNOWN: Final = re.compile(r"Host key verification failed|host key is known fo
 _DENIED: Final = re.compile(
     r"Permission denied \(|Too many authentication failures|no mutual|No supported authentication methods"
 )
+_TOO_OLD: Final = re.compile(r"Unable to negotiate|no matching .* found")
 _UNREACHABLE: Final = re.compile(
     r"Connection (?:refused|timed out|reset|closed)|[Nn]o route to host|unreachable"
     r"|Could not resolve hostname|Operation timed out|timed out during banner|kex_exchange_identification"
@@ -106,6 +108,8 @@ class SshTarget:
                 "GlobalKnownHostsFile": "/dev/null",
                 "UpdateHostKeys": "no",
                 "HashKnownHosts": "no",
+                # A connection that is open already was checked against other keys.
+                "ControlPath": "none",
             }
         if self.password is not None:
             settings |= {
@@ -234,6 +238,13 @@ def explain(target: SshTarget, words: str, error: CvmMigrateError) -> CvmMigrate
         return PermissionDeniedError(
             f"{where} refuses the login: {said}",
             remedy="Check the user, the key or the password; ssh -v shows what is tried",
+            device=where,
+        )
+    if _TOO_OLD.search(words):
+        return UnsupportedError(
+            f"{where} speaks only an SSH that this client holds for too weak: {said}",
+            remedy="Allow it for this one machine in your ssh config, such as HostKeyAlgorithms +ssh-rsa and "
+            "KexAlgorithms +diffie-hellman-group14-sha1",
             device=where,
         )
     if _UNREACHABLE.search(words):

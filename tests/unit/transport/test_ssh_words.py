@@ -13,6 +13,7 @@ from cvm_migrate.errors import (
     HostKeyError,
     InvalidRequestError,
     PermissionDeniedError,
+    UnsupportedError,
 )
 from cvm_migrate.transport import SshTarget
 from cvm_migrate.transport._askpass import PasswordHelper
@@ -37,6 +38,9 @@ WORDS: dict[str, type[CvmMigrateError]] = {
     "No ED25519 host key is known for 10.0.0.5 and you have requested strict checking.\n"
     "Host key verification failed.": HostKeyError,
     "@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @\nHost key verification failed.": HostKeyError,
+    "Unable to negotiate with 10.0.0.5 port 22: no matching host key type found. Their offer: ssh-rsa,ssh-dss": (
+        UnsupportedError
+    ),
     "command-line: line 0: Bad configuration option: nonsense": AgentLostError,
     "": AgentLostError,
 }
