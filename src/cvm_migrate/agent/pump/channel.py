@@ -150,7 +150,9 @@ class Channel(object):
             pass
         except ssl.SSLError as error:
             raise Cut(
-                "the peer closed the connection" if is_end(error) else "the connection broke: %s" % error
+                "the peer closed the connection"
+                if is_end(error)
+                else "the connection broke: %s" % error
             )
         except EnvironmentError as error:
             raise Cut("the connection broke: %s" % (os.strerror(error.errno or 0),))
@@ -177,7 +179,9 @@ class Channel(object):
             pass
         except ssl.SSLError as error:
             raise Cut(
-                "the peer closed the connection" if is_end(error) else "the connection broke: %s" % error
+                "the peer closed the connection"
+                if is_end(error)
+                else "the connection broke: %s" % error
             )
         except EnvironmentError as error:
             raise Cut("the connection broke: %s" % (os.strerror(error.errno or 0),))

@@ -239,6 +239,7 @@ def _shrinks(chunk, compress):
     if length <= _SAMPLES * _SAMPLE:
         return True
     step = (length - _SAMPLE) // (_SAMPLES - 1)
-    sample = b"".join([_bytes(chunk[at : at + _SAMPLE]) for at in range(0, length, step)][:_SAMPLES])
+    sample = b"".join(
+        [_bytes(chunk[at : at + _SAMPLE]) for at in range(0, length, step)][:_SAMPLES]
+    )
     return len(compress(sample)) < _SHRINKS * len(sample)
-

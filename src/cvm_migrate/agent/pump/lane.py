@@ -231,7 +231,9 @@ class Lane(object):
                 self._failed(error.message, error)
                 channel = None
             except ssl.SSLError as error:
-                message = "the receiver refuses the TLS connection, or is to be refused: %s" % (error,)
+                message = "the receiver refuses the TLS connection, or is to be refused: %s" % (
+                    error,
+                )
                 self._failed(message, AgentError("peer", message))
                 channel = None
             except (Cut, EnvironmentError) as error:

@@ -94,9 +94,7 @@ class Pieces(object):
         if at is not None:
             start, old, _ = self._record.unpack_from(self._log, at)
             if (old & ~_ZERO) + length <= _LONGEST_ZERO:
-                self._record.pack_into(
-                    self._log, at, start, old + length, self._no_digest
-                )
+                self._record.pack_into(self._log, at, start, old + length, self._no_digest)
                 self._runs[offset + length] = at
                 return
         if len(self._runs) >= _OPEN_RUNS:
@@ -312,6 +310,25 @@ class RangeSet(object):
             if at < end:
                 result.append(at, end)
         return result
+
+    def coarse(self, most):
+        # type: (int) -> RangeSet
+        """Return at most so many ranges that cover these: small gaps are filled up."""
+        result = self
+        gap = 1 << 12
+        while len(result) > most:
+            wider = RangeSet()
+            for begin, end in result:
+                wider.append_near(begin, end, gap)
+            result, gap = wider, gap * 2
+        return result
+
+    def append_near(self, begin, end, gap):
+        # type: (int, int, int) -> None
+        """Like :meth:`append`; a gap of at most *gap* bytes is filled up."""
+        if self._numbers and begin - self._numbers[-1] <= gap:
+            begin = int(self._numbers[-1])
+        self.append(begin, end)
 
     def touches(self, begin, end):
         # type: (int, int) -> bool

@@ -52,7 +52,8 @@ class _Pump(object):
         streams = integer(args, "streams", 1, MOST_STREAMS)
         context_of_tls = tls.make_context(args["tls"], server=True)
         disks = dict(
-            (disk, target.TargetDisk(handle)) for disk, handle in _open_disks(args, "write").items()
+            (disk, target.TargetDisk(handle))
+            for disk, handle in _open_disks(args, "write").items()
         )
         made = receiver.Receiver(
             disks, context_of_tls, text(args["tls"], "peer"), text(args, "session"), streams

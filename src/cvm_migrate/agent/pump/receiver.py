@@ -185,15 +185,11 @@ class Receiver(object):
             AgentError: It is refused, and why.
         """
         session = hello.get("session")
-        known = hmac.compare_digest(
-            self._session, ("%s" % (session,)).encode("utf-8", "replace")
-        )
+        known = hmac.compare_digest(self._session, ("%s" % (session,)).encode("utf-8", "replace"))
         if not known:
             raise AgentError("peer", "the session is of another migration")
         if hello.get("protocol") != frames.PROTOCOL:
-            raise AgentError(
-                "unsupported", "the data protocol is %d here" % frames.PROTOCOL
-            )
+            raise AgentError("unsupported", "the data protocol is %d here" % frames.PROTOCOL)
         algorithm = hello.get("algorithm")
         if algorithm not in digests.NAMES:
             raise AgentError("unsupported", "there are no %.40r digests here" % (algorithm,))
@@ -312,7 +308,9 @@ class Connection(object):
     def _refuse(self, error):
         # type: (Exception) -> None
         code = error.code if isinstance(error, AgentError) else "internal"
-        message = error.message if isinstance(error, AgentError) else "the sender sent %s" % (error,)
+        message = (
+            error.message if isinstance(error, AgentError) else "the sender sent %s" % (error,)
+        )
         try:
             self._channel.post(
                 frames.encode_json(frames.REFUSED, {"code": code, "message": message})
@@ -454,9 +452,7 @@ class Connection(object):
             assert slot is not None  # noqa: S101 - every chunk has one
             if header.codec != frames.RAW:
                 slot.buffer.put(
-                    compression.decompress(
-                        header.codec, slot.chunk(header.size), header.length
-                    ),
+                    compression.decompress(header.codec, slot.chunk(header.size), header.length),
                     slots.DATA,
                 )
             disk.write(slot, header.offset, header.length, header.digest)
@@ -493,7 +489,9 @@ def _dismiss(sock, error):
             waker = Waker()
             try:
                 channel = Channel(sock, waker)
-                channel.post(frames.encode_json(frames.REFUSED, {"code": code, "message": message}))
+                channel.post(
+                    frames.encode_json(frames.REFUSED, {"code": code, "message": message})
+                )
                 _drain(channel, waker, end)
             finally:
                 waker.close()

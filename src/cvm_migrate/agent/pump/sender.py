@@ -6,6 +6,7 @@ import binascii
 import os
 import socket
 import threading
+import time
 
 from cvm_migrate.agent.clock import monotonic
 from cvm_migrate.agent.pump import compression, frames, lane
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from cvm_migrate.agent.verbs import Reply
 
 _PART_INTERVAL = 0.25
+# How often one who waits for another's job looks whether it is over.
+_LOOK = 0.02
 # How long chunks that are under way get to arrive once their job has failed.
 _DRAIN_SECONDS = 2.0
 
@@ -125,8 +128,7 @@ class Sender(object):
         """
         while not self._busy.acquire(False):
             reply.check()
-            self.waker.sleeping = True
-            self.waker.wait(0.05)
+            time.sleep(_LOOK)
         try:
             return self._stream(disk, blob, chunk, codec, level, reply)
         finally:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Small pieces that touch are read together up to this size; zeroes are compared in steps of it.
 _READ = 1 << 20
 _READERS = 2
+_MOST_RANGES = 8192
 
 
 class TargetDisk(object):
@@ -56,7 +57,8 @@ class TargetDisk(object):
                 thread.start()
             elif algorithm != self.algorithm:
                 raise AgentError(
-                    "bad-request", "the digests were %s before, not %s" % (self.algorithm, algorithm)
+                    "bad-request",
+                    "the digests were %s before, not %s" % (self.algorithm, algorithm),
                 )
 
     def _known(self):
@@ -199,8 +201,9 @@ class TargetDisk(object):
             "zero": proof.zeroes.total,
             "pieces": proof.pieces,
             "seconds": monotonic() - begin,
-            "wrong": [[low, high - low] for low, high in proof.wrong],
-            "unproven": [[low, high - low] for low, high in proof.unproven],
+            # More would not fit into an answer's header; a wider range is sent again as well.
+            "wrong": [[low, high - low] for low, high in proof.wrong.coarse(_MOST_RANGES)],
+            "unproven": [[low, high - low] for low, high in proof.unproven.coarse(_MOST_RANGES)],
         }
 
     def _prove(self, known, most, check, progress):

@@ -45,9 +45,7 @@ def make_context(tls, server):
     key = text(tls, "key")
     text(tls, "peer")
     if not hasattr(ssl, "SSLContext") or not hasattr(ssl, "OP_NO_TLSv1_1"):
-        raise AgentError(
-            "unsupported", "this Python's ssl module has no TLS 1.2", remedy=_REMEDY
-        )
+        raise AgentError("unsupported", "this Python's ssl module has no TLS 1.2", remedy=_REMEDY)
     context = _bare_context(server)
     context.verify_mode = ssl.CERT_REQUIRED
     try:
@@ -215,11 +213,10 @@ def check_peer(secure, name):
     """
     certificate = secure.getpeercert()  # type: Any
     names = [
-        value
-        for kind, value in (certificate or {}).get("subjectAltName", ())
-        if kind == "DNS"
+        value for kind, value in (certificate or {}).get("subjectAltName", ()) if kind == "DNS"
     ]
     if names != [name]:
         raise AgentError(
-            "peer", "the peer's certificate is for %s, not for %s" % (", ".join(names) or "no one", name)
+            "peer",
+            "the peer's certificate is for %s, not for %s" % (", ".join(names) or "no one", name),
         )

@@ -74,21 +74,21 @@ class Pump(object):
             pass  # it is of no use any more, as at the end of file
         with self._lock:
             self._gone = True
-            calls = list(self._calls.values())
-        for call in calls:
-            call.waker.wake()
+            for call in self._calls.values():
+                call.waker.wake()
 
     def _take(self, frame):
         # type: (wire.Frame) -> None
+        # The lock keeps the call's waker from being closed meanwhile.
         with self._lock:
             call = self._calls.get(frame.id)
-        if call is None:
-            return
-        if frame.kind == wire.PART:
-            call.part = frame
-        else:
-            call.answer = frame
-        call.waker.wake()
+            if call is None:
+                return
+            if frame.kind == wire.PART:
+                call.part = frame
+            else:
+                call.answer = frame
+            call.waker.wake()
 
     def call(self, verb, args, blob, reply):
         # type: (str, Header, bytes, Reply) -> Tuple[Header, bytes]
