@@ -28,7 +28,7 @@ from cvm_migrate.errors import (
     ThrottledError,
 )
 from cvm_migrate.testing import TencentCloud
-from rig.cloud import QUICK, cloud, endpoint, instance
+from rig.cloud import QUICK, add, cloud, endpoint, instance
 from rig.scripted_http import Answer, ok, refused, scripted
 
 KEY = "do-not-show-this-secret-key"
@@ -66,7 +66,7 @@ def test_a_call_is_signed_by_the_sdk_and_names_action_version_region_and_token()
 def test_the_simulator_s_check_of_signatures_takes_ours_with_a_token_too(
     simulated: TencentCloud,
 ) -> None:
-    made = simulated.add_instance()
+    made = add(simulated)
     keys = simulated.new_credentials(seconds=3600)
     temporary = StaticCredentials(keys.secret_id, keys.secret_key, keys.token)
 
@@ -130,7 +130,7 @@ def test_what_was_never_sent_is_told_from_what_may_have_been_carried_out() -> No
 
 
 def test_an_endpoint_that_is_slow_beyond_the_time_out_is_given_up(simulated: TencentCloud) -> None:
-    made = simulated.add_instance()
+    made = add(simulated)
     simulated.fail("timeout", times=None)
     one = CloudClient(
         StaticCredentials(simulated.secret_id, simulated.secret_key),
@@ -196,7 +196,7 @@ def test_an_endpoint_that_is_none_is_refused(given: str) -> None:
 
 @pytest.mark.parametrize("region", ["ap-guangzhou-3", "guangzhou", "", "AP-x"])
 def test_a_region_that_is_none_is_refused(region: str, simulated: TencentCloud) -> None:
-    made = simulated.add_instance()
+    made = add(simulated)
 
     with pytest.raises(InvalidRequestError):
         instance(simulated, made, region=region)
@@ -204,7 +204,7 @@ def test_a_region_that_is_none_is_refused(region: str, simulated: TencentCloud) 
 
 @pytest.mark.parametrize("offset", [200.0, -200.0])
 def test_a_clock_that_is_off_is_measured(simulated: TencentCloud, offset: float) -> None:
-    made = simulated.add_instance()
+    made = add(simulated)
     cvm = instance(simulated, made)
     assert cvm.client.clock_skew is None
     simulated.clock_offset = offset
@@ -218,7 +218,7 @@ def test_a_clock_that_is_off_is_measured(simulated: TencentCloud, offset: float)
 def test_a_clock_that_is_off_too_far_is_the_error_s_remedy(
     simulated: TencentCloud, offset: float
 ) -> None:
-    made = simulated.add_instance()
+    made = add(simulated)
     simulated.clock_offset = offset
 
     with pytest.raises(CredentialsError, match="clock"):
@@ -228,7 +228,7 @@ def test_a_clock_that_is_off_too_far_is_the_error_s_remedy(
 def test_a_role_s_keys_that_the_cloud_ended_early_are_renewed_in_the_middle_of_a_step(
     simulated: TencentCloud,
 ) -> None:
-    made = simulated.add_instance()
+    made = add(simulated)
     simulated.add_role("migrator")
     cvm = instance(simulated, made, credentials=CvmRoleCredentials(url=simulated.metadata_url))
     cvm.enter_migration()
@@ -338,7 +338,7 @@ def test_the_whole_way_in_and_out_shows_no_secret_at_debug(
     simulated: TencentCloud, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    made = simulated.add_instance()
+    made = add(simulated)
     keys = simulated.new_credentials(seconds=3600)
     cvm = instance(
         simulated,
@@ -364,7 +364,7 @@ def assumed(simulated: TencentCloud) -> AssumeRoleCredentials:
 
 
 def test_a_role_is_assumed_and_its_keys_are_used_and_kept(simulated: TencentCloud) -> None:
-    made = simulated.add_instance()
+    made = add(simulated)
     cvm = instance(simulated, made, credentials=assumed(simulated))
 
     cvm.describe()

@@ -24,7 +24,7 @@ from cvm_migrate.errors import (
 )
 from cvm_migrate.testing import SimulatedInstance, TencentCloud
 from cvm_migrate.units import GiB
-from rig.cloud import LASTING, PASSING, QUICK, cloud, instance
+from rig.cloud import LASTING, PASSING, QUICK, add, cloud, instance
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def calls(simulated: TencentCloud, action: str) -> int:
 
 
 def test_an_instance_is_described_with_its_disks_in_order(simulated: TencentCloud) -> None:
-    made = simulated.add_instance(system_disk=20 * GiB, data_disks=[10 * GiB, 30 * GiB])
+    made = add(simulated, system_disk=20 * GiB, data_disks=[10 * GiB, 30 * GiB])
 
     facts = instance(simulated, made).describe()
 
@@ -59,7 +59,7 @@ def test_an_instance_is_described_with_its_disks_in_order(simulated: TencentClou
 
 @pytest.mark.parametrize("start", ["RUNNING", "STOPPED"])
 def test_it_enters_waits_and_leaves(simulated: TencentCloud, start: str) -> None:
-    made = simulated.add_instance(state=start)
+    made = add(simulated, state=start)
     cvm = instance(simulated, made)
 
     access = cvm.enter_migration()
@@ -81,7 +81,7 @@ def test_it_enters_waits_and_leaves(simulated: TencentCloud, start: str) -> None
 
 
 def test_each_step_can_be_repeated_without_another_call(simulated: TencentCloud) -> None:
-    made = simulated.add_instance()
+    made = add(simulated)
     cvm = instance(simulated, made)
 
     assert cvm.enter_migration() == cvm.enter_migration()
@@ -98,7 +98,7 @@ def test_each_step_can_be_repeated_without_another_call(simulated: TencentCloud)
 
 
 def test_another_process_needs_the_password_or_to_enter_anew(simulated: TencentCloud) -> None:
-    made = simulated.add_instance()
+    made = add(simulated)
     first = instance(simulated, made).enter_migration()
     other = instance(simulated, made)
 
@@ -115,7 +115,7 @@ def test_another_process_needs_the_password_or_to_enter_anew(simulated: TencentC
 
 
 def test_moving_states_are_waited_out(simulated: TencentCloud) -> None:
-    made = simulated.add_instance(state="STOPPED")
+    made = add(simulated, state="STOPPED")
     cvm = instance(simulated, made)
     cvm.client.start_instances(made.instance_id)
 
@@ -127,7 +127,7 @@ def test_moving_states_are_waited_out(simulated: TencentCloud) -> None:
 def test_the_console_s_waiting_for_migration_is_recognised_and_never_ended(
     simulated: TencentCloud,
 ) -> None:
-    made = simulated.add_instance()
+    made = add(simulated)
     made.begin_console_migration()
     cvm = instance(simulated, made)
 
@@ -146,7 +146,7 @@ def test_the_console_s_waiting_for_migration_is_recognised_and_never_ended(
 def test_a_state_that_forbids_it_is_refused_before_anything_is_touched(
     simulated: TencentCloud, state: str
 ) -> None:
-    made = simulated.add_instance(state=state)
+    made = add(simulated, state=state)
     cvm = instance(simulated, made)
     deadline = Deadline(1.0)
 
@@ -159,10 +159,10 @@ def test_a_state_that_forbids_it_is_refused_before_anything_is_touched(
 
 
 def test_what_the_api_refuses_ends_in_an_error_with_a_remedy(simulated: TencentCloud) -> None:
-    arm = simulated.add_instance(architecture="arm64")
-    free = simulated.add_instance(state="STOPPED", stop_charging_mode="STOP_CHARGING")
-    expired = simulated.add_instance(restrict_state="EXPIRED")
-    here = simulated.add_instance()
+    arm = add(simulated, architecture="arm64")
+    free = add(simulated, state="STOPPED", stop_charging_mode="STOP_CHARGING")
+    expired = add(simulated, restrict_state="EXPIRED")
+    here = add(simulated)
 
     with pytest.raises(UnsupportedError, match="Name an x86 instance"):
         instance(simulated, arm).enter_migration()
@@ -180,7 +180,7 @@ def test_what_the_api_refuses_ends_in_an_error_with_a_remedy(simulated: TencentC
 def test_a_password_that_the_api_would_refuse_is_refused_first_and_not_shown(
     simulated: TencentCloud, password: str
 ) -> None:
-    made = simulated.add_instance()
+    made = add(simulated)
 
     with pytest.raises(InvalidRequestError) as caught:
         instance(simulated, made).enter_migration(password)
@@ -208,7 +208,7 @@ STEPS = ("DescribeInstances", "EnterRescueMode", "ExitRescueMode", "StartInstanc
 def test_a_failure_that_passes_does_not_keep_it_from_entering_and_leaving(
     simulated: TencentCloud, fault: str, action: str
 ) -> None:
-    made = simulated.add_instance()
+    made = add(simulated)
     cvm = instance(simulated, made, fault)
     struck = simulated.fail(fault, action=action)
 
@@ -226,7 +226,7 @@ def test_a_failure_that_does_not_pass_is_named_and_leaving_mends_it(
     simulated: TencentCloud, fault: str, action: str
 ) -> None:
     """Never in rescue mode without the error saying so."""
-    made = simulated.add_instance()
+    made = add(simulated)
     impatient = instance(
         simulated,
         made,
@@ -266,7 +266,7 @@ def settle(made: SimulatedInstance) -> None:
 def test_a_refusal_is_an_error_that_says_what_to_do(
     simulated: TencentCloud, fault: str, action: str
 ) -> None:
-    made = simulated.add_instance()
+    made = add(simulated)
     cvm = instance(simulated, made)
     simulated.fail(fault, action=action, times=None)
 
@@ -287,7 +287,7 @@ def test_a_refusal_is_an_error_that_says_what_to_do(
 def test_an_operation_that_is_taken_and_then_fails_is_told_from_one_that_takes_long(
     simulated: TencentCloud, action: str
 ) -> None:
-    made = simulated.add_instance()
+    made = add(simulated)
     cvm = instance(simulated, made)
     simulated.fail("failed-operation", action=action)
 
@@ -304,7 +304,7 @@ def test_an_operation_that_is_taken_and_then_fails_is_told_from_one_that_takes_l
 
 
 def test_a_lost_answer_does_not_enter_twice_nor_lose_the_password(simulated: TencentCloud) -> None:
-    made = simulated.add_instance()
+    made = add(simulated)
     cvm = instance(simulated, made)
     simulated.fail("drop-after-success", action="EnterRescueMode")
 
@@ -316,7 +316,7 @@ def test_a_lost_answer_does_not_enter_twice_nor_lose_the_password(simulated: Ten
 
 def test_time_that_runs_out_is_an_error_that_says_where_the_instance_may_be() -> None:
     with TencentCloud(operation_seconds=1.0) as slow:
-        made = slow.add_instance()
+        made = add(slow)
         cvm = instance(slow, made)
 
         with pytest.raises(
@@ -330,7 +330,7 @@ def test_time_that_runs_out_is_an_error_that_says_where_the_instance_may_be() ->
 
 def test_calling_off_says_where_the_instance_may_be() -> None:
     with TencentCloud(operation_seconds=0.5) as slow:
-        made = slow.add_instance()
+        made = add(slow)
         token = CancelToken()
         policy = attrs.evolve(QUICK, sleep=lambda _: token.cancel())
         cvm = instance(slow, made, policy=policy)
@@ -342,7 +342,7 @@ def test_calling_off_says_where_the_instance_may_be() -> None:
 
 
 def test_someone_who_enters_at_the_same_moment_is_noticed(simulated: TencentCloud) -> None:
-    made = simulated.add_instance()
+    made = add(simulated)
     cvm = instance(simulated, made)
     simulated.fail("UnsupportedOperation.InstanceStateEnterRescueMode", action="EnterRescueMode")
 
@@ -351,7 +351,7 @@ def test_someone_who_enters_at_the_same_moment_is_noticed(simulated: TencentClou
 
 
 def test_health_names_what_is_wrong(simulated: TencentCloud) -> None:
-    made = simulated.add_instance()
+    made = add(simulated)
     cvm = instance(simulated, made)
 
     assert cvm.health().healthy
