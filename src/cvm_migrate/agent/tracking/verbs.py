@@ -1,0 +1,150 @@
+"""The verbs that track what is written to open disks."""
+
+from __future__ import absolute_import
+
+import struct
+import threading
+
+from cvm_migrate.agent import tracking
+from cvm_migrate.agent.verbs import AgentError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Dict, Iterable, List, Optional, Text, Tuple
+
+    from cvm_migrate.agent.blockio import OpenHandle
+    from cvm_migrate.agent.tracking.base import Tracker
+    from cvm_migrate.agent.verbs import Context, Header, Reply
+
+_RANGE = struct.Struct(">QQ")
+# 512 KiB of a PART's blob.
+_RANGES_A_PART = 32768
+
+
+class _Session(object):
+    """What one agent tracks, and which handle is which of its devices."""
+
+    def __init__(self):
+        # type: () -> None
+        self.lock = threading.RLock()
+        self.tracker = None  # type: Optional[Tracker]
+        self.indexes = {}  # type: Dict[int, int]
+
+    def stop(self):
+        # type: () -> None
+        with self.lock:
+            tracker, self.tracker = self.tracker, None
+            self.indexes = {}
+            if tracker is not None:
+                tracker.close()
+
+    def find(self, args):
+        # type: (Header) -> Tuple[Tracker, int]
+        handle = args.get("handle")
+        if self.tracker is None or handle not in self.indexes:
+            raise AgentError("bad-request", "handle %r is not tracked" % (handle,))
+        return self.tracker, self.indexes[handle]
+
+
+_making = threading.Lock()
+
+
+def _session(context):
+    # type: (Context) -> _Session
+    """Return the session of an agent, made at its first use and ended with the agent."""
+    with _making:
+        session = getattr(context, "tracking", None)  # type: Optional[_Session]
+        if session is None:
+            session = _Session()
+            setattr(context, "tracking", session)  # noqa: B010 - an attribute of ours on another's object
+            context.at_end(session.stop)
+        return session
+
+
+def _device(handle, number):
+    # type: (OpenHandle, int) -> tracking.Device
+    kind, _, numbers = handle.identity.partition(":")
+    if kind != "block":
+        raise AgentError("bad-request", "handle %d is no block device" % number)
+    major, _, minor = numbers.partition(":")
+    return tracking.Device(handle.path, handle.size, int(major), int(minor))
+
+
+def _track_start(context, args, blob, reply):
+    # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
+    handles = args.get("handles")
+    rungs = args.get("rungs")
+    block = args.get("block")
+    if not isinstance(handles, list) or not isinstance(rungs, list):
+        raise AgentError("bad-request", "handles and rungs must be lists")
+    if block is not None and (isinstance(block, bool) or not isinstance(block, int)):
+        raise AgentError("bad-request", "block must be a number of bytes, or null")
+    devices = [_device(context.handle({"handle": number}), number) for number in handles]
+    session = _session(context)
+    with session.lock:
+        if session.tracker is not None:
+            raise AgentError("bad-request", "tracking has been started before", remedy="track_stop")
+        try:
+            tracker, refused = tracking.start(devices, rungs, block)
+        except ValueError as error:
+            raise AgentError("bad-request", str(error))
+        session.tracker = tracker
+        session.indexes = dict((number, index) for index, number in enumerate(handles))
+        return {
+            "rung": tracker.rung if tracker else None,
+            "refused": refused,
+            "block": tracker.block if tracker else None,
+        }, b""
+
+
+def _track_collect(context, args, blob, reply):
+    # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
+    session = _session(context)
+    with session.lock:
+        tracker, index = session.find(args)
+        written, discarded, certain, reason, events = tracker.collect(index)
+        try:
+            _send(reply, "written", written)
+            _send(reply, "discarded", discarded)
+        except BaseException:
+            # The marks are cleared, and nobody has them.
+            tracker.doubt(index, "the ranges of an earlier collection did not arrive")
+            raise
+        return {"certain": certain, "reason": reason, "events": events}, b""
+
+
+def _send(reply, what, ranges):
+    # type: (Reply, Text, Iterable[Tuple[int, int]]) -> None
+    packed = []  # type: List[bytes]
+    for offset, length in ranges:
+        packed.append(_RANGE.pack(offset, length))
+        if len(packed) == _RANGES_A_PART:
+            reply.check()
+            reply.part({"what": what}, b"".join(packed))
+            packed = []
+    if packed:
+        reply.check()
+        reply.part({"what": what}, b"".join(packed))
+
+
+def _track_peek(context, args, blob, reply):
+    # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
+    session = _session(context)
+    with session.lock:
+        tracker, index = session.find(args)
+        dirty, certain, reason, events = tracker.peek(index)
+        return {"dirty_bytes": dirty, "certain": certain, "reason": reason, "events": events}, b""
+
+
+def _track_stop(context, args, blob, reply):
+    # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
+    _session(context).stop()
+    return {}, b""
+
+
+VERBS = {
+    "track_start": _track_start,
+    "track_collect": _track_collect,
+    "track_peek": _track_peek,
+    "track_stop": _track_stop,
+}
