@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
 
 from rig import loopdev
+
+# How long an example takes says more about the machine's other work than about the code.
+hypothesis.settings.register_profile(
+    "ours", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("ours")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

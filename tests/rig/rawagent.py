@@ -12,14 +12,20 @@ import signal
 import subprocess
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import cvm_migrate.agent
 from cvm_migrate.agent import wire
+from rig.pythons import interpreters
 
 SECONDS = 60.0
+
+
+PYTHONS = interpreters()
+#: For tests that need not run under each: the two oldest kinds and the newest.
+EXTREMES = [version for version in ("2.7", "3.6", "3.13") if version in PYTHONS]
 
 
 def build_zip(folder: Path) -> Path:
@@ -157,7 +163,7 @@ class RawAgent:
 
 
 @contextlib.contextmanager
-def raw_agent(python: Path, path: Path, *options: str) -> Iterator[RawAgent]:
+def raw_agent(python: Path, path: Path, *options: str) -> Generator[RawAgent]:
     """An agent that is ended afterwards."""
     agent = RawAgent(python, path, *options)
     try:

@@ -22,9 +22,9 @@ _READ = 1 << 20
 _READERS = 2
 # How far readers run ahead of the caller, in reads.
 _AHEAD = 16
-# A PART is full at one of these: progress is seen, and a cancelled request ends soon.
+# A PART is full at one of these, so that progress is seen.
 _PART_DIGESTS = 4096
-_PART_BYTES = 64 << 20
+_PART_SECONDS = 0.5
 
 
 class _Readers(object):
@@ -119,8 +119,11 @@ def _pieces(wanted, chunk):
     """Cut ranges into reads of whole chunks."""
     step = max(_READ // chunk, 1) * chunk
     for offset, length in wanted:
-        for at in range(0, length, step):
+        # No range(): Python 2 would make a list of it.
+        at = 0
+        while at < length:
             yield offset + at, min(step, length - at)
+            at += step
 
 
 def _digest(context, args, blob, reply):
@@ -131,7 +134,7 @@ def _digest(context, args, blob, reply):
     if chunk % MIN_CHUNK:
         raise AgentError("bad-request", "a chunk of %d bytes is no multiple of 4096" % chunk)
     wanted = ranges(blob, handle.size, multiple=chunk)
-    begin = clock.monotonic()
+    begin = part_begin = clock.monotonic()
     total = 0
     part = []  # type: List[bytes]
     part_offset = part_end = 0
@@ -140,11 +143,15 @@ def _digest(context, args, blob, reply):
     try:
         for offset, length, found in readers.results():
             reply.check()
-            full = len(part) + len(found) > _PART_DIGESTS or part_end - part_offset >= _PART_BYTES
+            full = (
+                len(part) + len(found) > _PART_DIGESTS
+                or clock.monotonic() - part_begin > _PART_SECONDS
+            )
             if part and (offset != part_end or full):
                 reply.part({"offset": part_offset, "count": len(part)}, b"".join(part))
                 part = []
             if not part:
+                part_begin = clock.monotonic()
                 part_offset = offset
             part.extend(found)
             part_end = offset + length

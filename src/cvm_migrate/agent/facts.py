@@ -240,13 +240,14 @@ def _legacy_release():
         "/etc/redhat-release",
         "/etc/SuSE-release",
         "/etc/system-release",
-        "/etc/debian_version",
         "/etc/gentoo-release",
     ):
         found = _text(path)
         if found:
             return found
-    return None
+    # The only one that does not say of what it is the version.
+    found = _text("/etc/debian_version")
+    return "Debian " + found if found else None
 
 
 def _memory():
