@@ -114,7 +114,7 @@ def test_a_disk_that_does_not_exist_is_named(role: str, source: Path) -> None:
 def test_without_rights_it_is_said(source: Path, tmp_path: Path) -> None:
     """An agent that is not root cannot open disks, and the error says so."""
     sh = tmp_path / "python"
-    sh.write_text('#!/bin/sh\nexec setpriv --reuid=65534 --regid=65534 --clear-groups python3 "$@"\n')
+    sh.write_text('#!/bin/sh\nexec setpriv --reuid=65534 --regid=65534 --clear-groups /usr/bin/python3 "$@"\n')
     sh.chmod(0o755)
     tmp_path.chmod(0o755)
     for parent in list(tmp_path.parents)[:3]:

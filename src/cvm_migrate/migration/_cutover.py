@@ -97,7 +97,6 @@ class Cutover:
         job = self._job
         if job.options.prove == "running" and job.tracked and job.proved is None:
             job.proved = self._prove_running()
-        self._write_out()
         last = self._approach() if job.tracked or not job.from_files else job.results[-1]
         if self._hooks.on_quiesced is not None:
             job.emit(HookCalled("on_quiesced"))
@@ -186,16 +185,21 @@ class Cutover:
             self._job.ends.source_agent.write_out(self._job.mounts)
 
     def _approach(self) -> SyncResult:
-        """Make delta passes until one fits.
+        """Write out and make delta passes until one fits.
+
+        At least two, if there is anything to send: what the page cache held is sent by the first, so that the
+        second is short and little gathers in the cache until the freeze has to write it out.
 
         Raises:
             NotConvergingError: None does.
         """
         job = self._job
+        self._write_out()
         last = job.one_pass("delta")
-        for _ in range(_APPROACHES - 1):
-            if last.fits(max_downtime=self._max_downtime):
+        for number in range(1, _APPROACHES):
+            if last.fits(max_downtime=self._max_downtime) and (number > 1 or not last.sent):
                 break
+            self._write_out()
             last = job.one_pass("delta")
         if self._force:
             return last
