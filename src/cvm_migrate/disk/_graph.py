@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from collections import deque
 from collections.abc import Iterable, Mapping
 
 import attrs
@@ -60,7 +61,7 @@ class Graph:
         return self._by_path.get(normal) or self._by_name.get(path) or self._by_number.get(path)
 
     def above(self, nodes: Iterable[Node]) -> tuple[Node, ...]:
-        """Return *nodes* and everything that lies on them, directly or not."""
+        """Return *nodes* and everything that lies on them, directly or not, the nearest first."""
         return self._closure(nodes, self._up)
 
     def below(self, nodes: Iterable[Node]) -> tuple[Node, ...]:
@@ -136,9 +137,9 @@ class Graph:
 
     def _closure(self, nodes: Iterable[Node], edges: Mapping[str, set[str]]) -> tuple[Node, ...]:
         found = {node.name: node for node in nodes}
-        waiting = list(found)
+        waiting = deque(found)
         while waiting:
-            for name in sorted(edges.get(waiting.pop(), ())):
+            for name in sorted(edges.get(waiting.popleft(), ())):
                 if name not in found:
                     found[name] = self._by_name[name]
                     waiting.append(name)

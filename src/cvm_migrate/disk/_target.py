@@ -267,7 +267,8 @@ def _in_use(graph: Graph, node: Node) -> list[Finding]:
         )
         for swap in graph_swaps(graph, above)
     ]
-    holders = [n for n in above if n.partition is None and n.number != node.number]
+    # The uppermost must be released first.
+    holders = [n for n in reversed(above) if n.partition is None and n.number != node.number]
     found += [
         _blocker(
             f"The target {node.path} is held by {holder.path}",
