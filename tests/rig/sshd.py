@@ -123,6 +123,20 @@ def _key(at: Path) -> str:
     return at.with_name(at.name + ".pub").read_text()
 
 
+def _hashed(password: str | None) -> str:
+    if password is None:
+        return "*"
+    # By standard input: tests look for the password in the arguments of all processes.
+    done = subprocess.run(
+        ["openssl", "passwd", "-6", "-stdin"],
+        check=True,
+        capture_output=True,
+        text=True,
+        input=password + "\n",
+    )
+    return done.stdout.strip()
+
+
 @contextlib.contextmanager
 def sshd(
     folder: Path,
@@ -146,9 +160,7 @@ def sshd(
     folder.chmod(0o755)
     host_key = _key(folder / "host_key")
     (folder / "authorized_keys").write_text(_key(folder / "user_key"))
-    hashed = (
-        loopdev.run("openssl", "passwd", "-6", password).strip() if password is not None else "*"
-    )
+    hashed = _hashed(password)
     (folder / "shadow").write_text(f"root:{hashed}:19000:0:99999:7:::\nsshd:!:19000::::::\n")
     (folder / "passwd").write_text(
         f"root:x:0:0:root:{folder}/home:{login}\nsshd:x:102:65534::/run/sshd:/usr/sbin/nologin\n"
