@@ -187,7 +187,7 @@ def supervise() -> int:
             except subprocess.TimeoutExpired:
                 init.kill()
                 init.wait()
-    except RescueError as error:
+    except (RescueError, OSError) as error:
         _say(error=str(error))
     finally:
         for device, _ in devices:
