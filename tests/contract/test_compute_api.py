@@ -51,7 +51,8 @@ def _service() -> Compute:
         pytest.skip("no credentials, region and instance of a real account are set")
 
     def sdk(secret_id: str, secret_key: str, **more: Any) -> Sdk:
-        return Sdk(secret_id, secret_key, endpoint=None, **{"region": region, **more})
+        options: dict[str, Any] = {"endpoint": None, "region": region, **more}
+        return Sdk(secret_id, secret_key, **options)
 
     return Compute(sdk, own_id, own_key, instance_id, patience=900)
 
