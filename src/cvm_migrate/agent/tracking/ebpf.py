@@ -90,9 +90,7 @@ class _DeviceMap(object):
         self._control = None  # type: Optional[mmap.mmap]
         generations = 2 if form == marks.BITS else 1
         self._written_pages = marks.pages_for(device.size, block, form)
-        self._discarded_pages = marks.pages_for(
-            device.size, block * marks.DISCARD_FACTOR, form
-        )
+        self._discarded_pages = marks.pages_for(device.size, block * marks.DISCARD_FACTOR, form)
         self._coarse_pages = marks.pages_for(device.size, programs.COARSE_BLOCK, marks.BYTES)
         self._discarded_at = self._written_pages * generations
         self._written_coarse_at = self._discarded_at + self._discarded_pages * generations

@@ -50,7 +50,16 @@ Plane = namedtuple("Plane", ("page", "shift", "form"))
 #: What a program marks: the array, the control page, a fine and a coarse plane for writes and for discards.
 Target = namedtuple(
     "Target",
-    ("major", "minor", "pages", "control", "written", "discarded", "written_coarse", "discarded_coarse"),
+    (
+        "major",
+        "minor",
+        "pages",
+        "control",
+        "written",
+        "discarded",
+        "written_coarse",
+        "discarded_coarse",
+    ),
 )
 
 

@@ -1,13 +1,260 @@
-"""The tracefs rung (not written yet)."""
+"""The tracefs rung: a tracer process reads the kernel's block events and keeps the maps; this side asks it."""
 
 from __future__ import absolute_import
 
-from cvm_migrate.agent.tracking.base import Refused
+import errno
+import json
+import os
+import select
+import struct
+import sys
+import threading
+import time
+
+from cvm_migrate.agent import children
+from cvm_migrate.agent.tracking import marks, system
+from cvm_migrate.agent.tracking.base import Refused, Tracker
+from cvm_migrate.agent.tracking.instance import EVENTS, remove_left_overs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import subprocess
+    from typing import Any, Dict, Iterator, List, Optional, Sequence, Text, Tuple
+
+    from cvm_migrate.agent.tracking import Device
+    from cvm_migrate.agent.tracking.base import Collected, Peeked
+
+# A tracer that says nothing for so long is held up for good. Draining takes well under a second.
+_ANSWER_SECONDS = 60.0
+_END_SECONDS = 30.0
+_RANGE = struct.Struct(">QQ")
+_LENGTH = struct.Struct(">I")
+_START = (
+    "import sys; sys.dont_write_bytecode = True; sys.path.insert(0, sys.argv[1]); "
+    "from cvm_migrate.agent.tracking import tracer; sys.exit(tracer.main())"
+)
 
 
 def probe():
-    return "not written yet"
+    # type: () -> Optional[Text]
+    """Say why it can't serve here; None if it seems that it can."""
+    try:
+        _check()
+        with system.Tracefs() as tracefs:
+            for event in EVENTS:
+                path = "%s/events/block/%s/format" % (tracefs.path, event)
+                if not os.path.exists(path):
+                    return "this kernel has no event %s" % event
+    except (EnvironmentError, Refused) as error:
+        return system.reason_of(error)
+    return None
 
 
-def start(devices, block):
-    raise Refused("not written yet")
+def _check():
+    # type: () -> None
+    if sys.byteorder != "little":
+        raise Refused("the rings are only understood on little-endian machines")
+    if not sys.executable:
+        raise Refused("the path of this Python is unknown, so no tracer can be started")
+    if os.geteuid():
+        raise Refused("tracing needs root")
+
+
+def start(devices, block, buffer_kb=None):
+    # type: (Sequence[Device], Optional[int], Optional[int]) -> TracefsTracker
+    """Start marking.
+
+    Args:
+        devices: Whole disks.
+        block: Bytes that a mark stands for; None: by size.
+        buffer_kb: Of each CPU's ring; None: by the number of CPUs.
+
+    Raises:
+        Refused: It can't serve here.
+    """
+    try:
+        _check()
+        size = marks.choose_block([device.size for device in devices], marks.BYTES, block)
+        return TracefsTracker(devices, size, buffer_kb)
+    except (EnvironmentError, EOFError, ValueError) as error:
+        raise Refused(system.reason_of(error))
+
+
+class TracefsTracker(Tracker):
+    """Marks in a tracer process.
+
+    Attributes:
+        pid: Of the tracer.
+        instance: The name of its tracing instance.
+    """
+
+    rung = "tracefs"
+
+    def __init__(self, devices, block, buffer_kb):
+        # type: (Sequence[Device], int, Optional[int]) -> None
+        Tracker.__init__(self, devices, block)
+        self._lock = threading.Lock()
+        self._dead = None  # type: Optional[Text]
+        self._events = [0] * len(self.devices)
+        # This package's folder or zip file: the tracer imports the very same code.
+        root = os.path.abspath(__file__)
+        for _ in range(4):
+            root = os.path.dirname(root)
+        self._process = children.start([sys.executable, "-E", "-s", "-c", _START, root])  # type: Optional[subprocess.Popen[bytes]]
+        self.pid = self._process.pid
+        try:
+            self._send(
+                {
+                    "devices": [list(device) for device in self.devices],
+                    "block": block,
+                    "buffer_kb": buffer_kb,
+                }
+            )
+            answer = self._receive()
+            if "refused" in answer:
+                raise Refused(answer["refused"])
+        except BaseException:
+            self.close()
+            raise
+        self.instance = str(answer["instance"])
+
+    def _send(self, message):
+        # type: (Dict[str, Any]) -> None
+        assert self._process is not None
+        assert self._process.stdin is not None
+        children.send(self._process.stdin.fileno(), message)
+
+    def _receive(self):
+        # type: () -> Dict[str, Any]
+        (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
+        answer = json.loads(self._exactly(length).decode("ascii"))  # type: Dict[str, Any]
+        return answer
+
+    def _exactly(self, length):
+        # type: (int) -> bytes
+        assert self._process is not None
+        assert self._process.stdout is not None
+        fd = self._process.stdout.fileno()
+        end = time.time() + _ANSWER_SECONDS
+        parts = []  # type: List[bytes]
+        while length:
+            left = end - time.time()
+            if left <= 0:
+                raise OSError(errno.ETIMEDOUT, "the tracer does not answer")
+            if not _can_read(fd, left):
+                continue
+            data = os.read(fd, length)
+            if not data:
+                raise EOFError("the tracer died")
+            parts.append(data)
+            length -= len(data)
+        return b"".join(parts)
+
+    def _ranges(self):
+        # type: () -> bytearray
+        """Return ranges as packed pairs, which are a sixth of the size of tuples."""
+        found = bytearray()
+        while True:
+            (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
+            if not length:
+                return found
+            found += self._exactly(length)
+
+    def collect(self, index):
+        # type: (int) -> Collected
+        with self._lock:
+            written = discarded = bytearray()
+            answer = self._ask(index, clear=True)
+            if answer is not None:
+                try:
+                    written = self._ranges()
+                    discarded = self._ranges()
+                except (EnvironmentError, EOFError) as error:
+                    self._lost(error)
+            reason = self._dead or self._doubt_of(index, clear=True)
+            return (
+                _unpacked(written),
+                _unpacked(discarded),
+                reason is None,
+                reason,
+                self._events[index],
+            )
+
+    def peek(self, index):
+        # type: (int) -> Peeked
+        with self._lock:
+            answer = self._ask(index, clear=False)
+            dirty = int(answer["dirty"]) if answer else 0
+            reason = self._dead or self._doubt_of(index, clear=False)
+            return dirty, reason is None, reason, self._events[index]
+
+    def _ask(self, index, clear):
+        # type: (int, bool) -> Optional[Dict[str, Any]]
+        if self._dead is not None or self._process is None:
+            self._dead = self._dead or "tracking has ended"
+            return None
+        try:
+            self._send({"index": index, "clear": clear})
+            answer = self._receive()
+        except (EnvironmentError, EOFError) as error:
+            self._lost(error)
+            return None
+        for reason in answer["doubts"]:
+            self.doubt(index, reason)
+        self._events[index] = int(answer["events"])
+        return answer
+
+    def _lost(self, error):
+        # type: (BaseException) -> None
+        """The tracer is of no use any more: end it, for good."""
+        self._dead = "the tracer died"
+        if isinstance(error, EnvironmentError) and error.errno == errno.ETIMEDOUT:
+            self._dead = "the tracer did not answer for %d seconds" % _ANSWER_SECONDS
+        self._end(kill=True)
+
+    def close(self):
+        # type: () -> None
+        with self._lock:
+            self._end(kill=False)
+
+    def _end(self, kill):
+        # type: (bool) -> None
+        """End and reap the tracer; only when it is dead may anyone else touch its instance."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.close()
+        process.stdout.close()
+        if kill and process.poll() is None:
+            process.kill()
+        end = time.time() + _END_SECONDS
+        while process.poll() is None:
+            if time.time() > end:
+                process.kill()
+                process.wait()
+            time.sleep(0.005)
+        if process.returncode:
+            with system.Tracefs() as tracefs:
+                remove_left_overs(tracefs)
+
+
+def _can_read(fd, seconds):
+    # type: (int, float) -> bool
+    # poll, as select fails with descriptors above 1023.
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    try:
+        return bool(poll.poll(seconds * 1000))
+    except (select.error, EnvironmentError) as error:
+        if error.args[0] == errno.EINTR:
+            return False
+        raise
+
+
+def _unpacked(pairs):
+    # type: (bytearray) -> Iterator[Tuple[int, int]]
+    for at in range(0, len(pairs), _RANGE.size):
+        start, end = _RANGE.unpack_from(pairs, at)
+        yield start, end - start

@@ -83,7 +83,9 @@ def _track_start(context, args, blob, reply):
     session = _session(context)
     with session.lock:
         if session.tracker is not None:
-            raise AgentError("bad-request", "tracking has been started before", remedy="track_stop")
+            raise AgentError(
+                "bad-request", "tracking has been started before", remedy="track_stop"
+            )
         try:
             tracker, refused = tracking.start(devices, rungs, block)
         except ValueError as error:
