@@ -53,6 +53,11 @@ class Proxy:
         with self._lock:
             self._cut_after = self.passed + count
 
+    @property
+    def cut_is_due(self) -> bool:
+        """Whether :meth:`cut_after` is still to happen."""
+        return self._cut_after is not None
+
     def stall(self) -> None:
         """Pass nothing on and say nothing, as a cable that was pulled."""
         self._stalled.set()

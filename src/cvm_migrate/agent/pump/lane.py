@@ -239,6 +239,13 @@ class Lane(object):
             except (Cut, EnvironmentError) as error:
                 self._failed("%s" % (error,), None)
                 channel = None
+            except frames.FrameError as error:
+                message = "the receiver sent %s" % (error,)
+                self._failed(message, AgentError("peer", message))
+                channel = None
+            except Exception as error:  # noqa: BLE001 - a thread that ended would hang all that wait for it
+                self._defect("%s: %s" % (type(error).__name__, error))
+                channel = None
             if channel is not None:
                 wait = _FIRST_WAIT
                 try:
@@ -249,10 +256,13 @@ class Lane(object):
                     self._defect("the receiver sent %s" % (error,))
                 except AgentError as error:
                     self._failed(error.message, error)
+                except Exception as error:  # noqa: BLE001 - a thread that ended would hang all that wait for it
+                    self._defect("%s: %s" % (type(error).__name__, error))
                 finally:
                     self.channel = None
                     channel.close()
-            self._after_cut(wait)
+            # Who refuses will not think again soon.
+            self._after_cut(wait if self.refusal is None else _LONGEST_WAIT)
             wait = min(_LONGEST_WAIT, wait * 2)
 
     def _failed(self, message, refusal):
@@ -359,10 +369,7 @@ class Lane(object):
                     raise _refusal(payload)
                 if header.kind != frames.WELCOME:
                     raise AgentError("peer", "the receiver answers HELLO with something else")
-                try:
-                    return frames.decode_json(payload)
-                except frames.FrameError as error:
-                    raise AgentError("peer", "the receiver sent %s" % (error,))
+                return frames.decode_json(payload)
             left = end - monotonic()
             if left <= 0:
                 raise Cut("the receiver does not answer")

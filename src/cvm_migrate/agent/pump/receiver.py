@@ -58,6 +58,8 @@ class Receiver(object):
         self._half_open = []  # type: List[socket.socket]
         self._connections = {}  # type: Dict[int, Connection]
         self._sender = None  # type: Optional[Text]
+        # Senders whose place another has taken; one that still runs somewhere must not take it back.
+        self._replaced = deque([], 256)  # type: Deque[Text]
         self.bytes = 0
         self.wire = 0
         self.refused = 0
@@ -219,6 +221,11 @@ class Receiver(object):
         """Let a connection in, once nothing of those before it is under way any more."""
         with self._admitting:
             with self._lock:
+                if connection.sender in self._replaced:
+                    raise AgentError("peer", "another sender has taken this one's place")
+                if self._sender is not None and self._sender != connection.sender:
+                    self._replaced.append(self._sender)
+                self._sender = connection.sender
                 old = [
                     one
                     for one in self._connections.values()
@@ -419,7 +426,7 @@ class Connection(object):
                 header, slot = self._work.popleft()
             try:
                 answer = self._do(header, slot)
-            except (AgentError, frames.FrameError) as error:
+            except Exception as error:  # noqa: BLE001 - a thread that ended would let the sender wait for ever
                 answer = frames.encode_json(
                     frames.FAILED, self._report(header, error), sequence=header.sequence
                 )
@@ -430,8 +437,10 @@ class Connection(object):
 
     def _report(self, header, error):
         # type: (frames.Header, Exception) -> Dict[str, Any]
-        if not isinstance(error, AgentError):
+        if isinstance(error, frames.FrameError):
             error = AgentError("internal", "%s" % (error,))
+        elif not isinstance(error, AgentError):
+            error = AgentError("internal", "%s: %s" % (type(error).__name__, error))
         if error.device is None:
             error.device = self._disks[header.disk].handle.path
         if error.offset is None and header.length:
