@@ -49,6 +49,13 @@ def _namespaces() -> str | None:
     return None if done.returncode == 0 else f"no namespaces: {done.stderr.strip()}"
 
 
+def _user_namespaces() -> str | None:
+    done = subprocess.run(
+        ["unshare", "--user", "true"], check=False, capture_output=True, text=True
+    )
+    return None if done.returncode == 0 else f"no user namespaces: {done.stderr.strip()}"
+
+
 def _ipv4() -> str | None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -64,6 +71,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "loop": _loop,
     "tracefs": _tracefs,
     "namespaces": _namespaces,
+    "user namespaces": _user_namespaces,
     "loopback": _ipv4,
     "tls13": _tls13,
     "pyenv": _tool("pyenv"),
@@ -71,6 +79,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     **{
         name: _tool(name)
         for name in (
+            "mkfs.ext2",
             "mkfs.ext4",
             "mkfs.xfs",
             "mkfs.btrfs",

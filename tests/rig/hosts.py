@@ -41,7 +41,7 @@ def wire(name: str | None = None, **changes: Any) -> dict[str, Any]:
     """What an agent would say of the host *name*."""
     captured: dict[str, Any] = {}
     if name is not None:
-        captured = json.loads((DATA / f"{name}.json").read_text())
+        captured = json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))
     return {**COMMON, **captured, **changes}
 
 

@@ -36,7 +36,9 @@ def test_a_deadline_that_has_passed_says_what_was_being_done() -> None:
     clock.now += 1.5
 
     assert deadline.passed
-    with pytest.raises(DeadlineError, match=r"waiting for the disk did not end within 1\.5 s") as caught:
+    with pytest.raises(
+        DeadlineError, match=r"waiting for the disk did not end within 1\.5 s"
+    ) as caught:
         deadline.remaining("waiting for the disk")
     assert caught.value.seconds == 1.5
     assert isinstance(caught.value, TimeoutError)
@@ -69,7 +71,6 @@ def test_work_goes_on_until_it_is_called_off() -> None:
     cancel.cancel()
     cancel.cancel()
 
-    assert cancel.cancelled
     assert cancel.wait(3600)
     with pytest.raises(CancelledError):
         cancel.check()

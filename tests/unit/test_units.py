@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cvm_migrate.units import GiB, KiB, MiB, TiB, format_rate, format_seconds, format_size, parse_size
+from cvm_migrate.units import (
+    GiB,
+    KiB,
+    MiB,
+    TiB,
+    format_rate,
+    format_seconds,
+    format_size,
+    parse_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +38,9 @@ def test_sizes_are_read_exactly(text: str, expected: int) -> None:
     assert parse_size(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "K", "-1", "1e3", "12X", "1.K", ".5M", "0x10", "1 2", "inf", "nan"])
+@pytest.mark.parametrize(
+    "text", ["", "K", "-1", "1e3", "12X", "1.K", ".5M", "0x10", "1 2", "inf", "nan"]
+)
 def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match="such as 50M"):
         parse_size(text)
