@@ -37,7 +37,9 @@ class Deadline:
             return None
         left = self._end - self._clock()
         if left <= 0:
-            raise DeadlineError(f"{doing} did not end within {self._seconds:g} s", seconds=self._seconds)
+            raise DeadlineError(
+                f"{doing} did not end within {self._seconds:g} s", seconds=self._seconds
+            )
         return left
 
     @property
