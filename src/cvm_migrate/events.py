@@ -32,12 +32,16 @@ class StepEnded:
 
 @attrs.frozen
 class Connected:
-    """Both agents run and the data path between them is up; *again* after a loss."""
+    """Both agents run and the data path between them is up; *again* after a loss.
+
+    *route* is ``direct``, or ``ssh``: through SSH by way of the caller's machine.
+    """
 
     source: str
     target: str
     streams: int
     again: bool = False
+    route: str = "direct"
 
 
 @attrs.frozen

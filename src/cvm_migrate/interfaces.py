@@ -106,6 +106,7 @@ class Agent(Protocol):
         streams: int,
         algorithm: str,
         patience: float,
+        cancel: CancelToken | None = None,
     ) -> int:
         """Start a sending pump and connect it; return its number."""
         ...

@@ -12,13 +12,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import attrs
+
 from cvm_migrate import __version__
 from cvm_migrate.cli._demo import demo
 from cvm_migrate.cli._exit_codes import ExitCode, exit_code
 from cvm_migrate.cli._progress import ProgressDisplay
 from cvm_migrate.errors import CvmMigrateError, InvalidRequestError
 from cvm_migrate.events import Event, Observer
-from cvm_migrate.migration import Endpoint, Migration, Options, Result, parse_endpoint
+from cvm_migrate.migration import (
+    Endpoint,
+    Migration,
+    Options,
+    Result,
+    SshHost,
+    parse_endpoint,
+)
 from cvm_migrate.units import parse_size
 
 
@@ -134,6 +143,9 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--prove", metavar="WHAT", help="running, frozen, sent")
     how.add_argument("--rungs", metavar="NAMES", help="ebpf,tracefs; empty: digests only")
     how.add_argument("--data-port", type=int, metavar="PORT", help="where the target listens")
+    how.add_argument("--route", metavar="WAY", help="of the data: auto, direct, ssh")
+    how.add_argument("--ssh-config", type=Path, metavar="FILE", help="instead of ~/.ssh/config")
+    how.add_argument("--identity", type=Path, metavar="FILE", help="private key for ssh")
     how.add_argument("--force", action="store_true", help="cut over whatever the downtime")
     how.add_argument("--report", type=Path, metavar="FILE", help="write the report as HTML")
     how.add_argument("--dry-run", action="store_true", help="check, print the plan, stop")
@@ -155,8 +167,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _endpoint(text: str) -> Endpoint:
-    return parse_endpoint(text)
+def _endpoint(text: str, parsed: argparse.Namespace) -> Endpoint:
+    endpoint = parse_endpoint(text)
+    if isinstance(endpoint, SshHost):
+        return attrs.evolve(endpoint, config=parsed.ssh_config, identity=parsed.identity)
+    return endpoint
 
 
 def _image(path: str) -> str:
@@ -173,6 +188,7 @@ def _options(parsed: argparse.Namespace) -> Options:
         "codec",
         "prove",
         "data_port",
+        "route",
     )
     given = {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
     if parsed.rungs is not None:
@@ -183,8 +199,8 @@ def _options(parsed: argparse.Namespace) -> Options:
 def _migration(parsed: argparse.Namespace, observer: Observer) -> Migration:
     source, target = parsed.source, parsed.target
     return Migration(
-        source=_endpoint(source),
-        target=_endpoint(target),
+        source=_endpoint(source, parsed),
+        target=_endpoint(target, parsed),
         state=parsed.state,
         options=_options(parsed),
         observer=observer,

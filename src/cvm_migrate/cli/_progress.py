@@ -102,8 +102,10 @@ def describe(event: events.Event) -> str | None:  # noqa: C901, PLR0911, PLR0912
             return f"{step} done in {format_seconds(seconds)}"
         case events.StepEnded(step=step, seconds=seconds, error=error):
             return f"{step} failed after {format_seconds(seconds)}: {error}"
-        case events.Connected(source=source, target=target, streams=streams, again=again):
-            return f"connected{' again' if again else ''}: {source} to {target}, {streams} streams"
+        case events.Connected(source=source, target=target, streams=streams) as connected:
+            again = " again" if connected.again else ""
+            how = " through SSH" if connected.route == "ssh" else ""
+            return f"connected{again}: {source} to {target}, {streams} streams{how}"
         case events.TrackerChosen(rung=None, refused=refused):
             reasons = "; ".join(f"{rung}: {why}" for rung, why in refused.items())
             return f"changes are found by comparing digests ({reasons or 'as asked'})"

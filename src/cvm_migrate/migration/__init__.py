@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from cvm_migrate.migration._endpoints import (
-    DirectRoute,
     Endpoint,
     Host,
     ImageFile,
     LocalHost,
-    Route,
     SshHost,
     parse_endpoint,
 )
@@ -24,6 +22,7 @@ from cvm_migrate.migration._results import (
     Status,
     SyncResult,
 )
+from cvm_migrate.migration._routes import DirectRoute, Route, SshRoute
 from cvm_migrate.migration._steps import TRANSITIONS, State, Step
 from cvm_migrate.migration._values import Result
 
@@ -46,6 +45,7 @@ __all__ = [
     "Result",
     "Route",
     "SshHost",
+    "SshRoute",
     "State",
     "Status",
     "Step",

@@ -16,52 +16,14 @@ import attrs
 
 from cvm_migrate.errors import InvalidRequestError
 from cvm_migrate.interfaces import Agent
+from cvm_migrate.migration._routes import LOOPBACK, DirectRoute, Route
 from cvm_migrate.model import Finding
-from cvm_migrate.transport import SshForward, SshTarget, start_local_agent, start_ssh_agent
-
-_ANY: Final = "0.0.0.0"  # noqa: S104 - mutual TLS decides who gets in
-_LOOPBACK: Final = "127.0.0.1"
+from cvm_migrate.transport import SshTarget, start_local_agent, start_ssh_agent
 
 
-class Route(Protocol):
-    """How the source's agent reaches the port on which the target's agent listens."""
-
-    @property
-    def host(self) -> str:
-        """Address to connect to."""
-        ...
-
-    @property
-    def port(self) -> int:
-        """Port to connect to."""
-        ...
-
-    def close(self) -> None:
-        """Take it down; connections through it end."""
-        ...
-
-
-@attrs.frozen
-class DirectRoute:
-    """Straight over the network."""
-
-    host: str
-    port: int
-
-    def close(self) -> None:
-        """Do nothing: there is nothing in between."""
-
-
-class _SshRoute:
-    """A port of the caller's machine that leads through SSH."""
-
-    def __init__(self, target: SshTarget, port: int) -> None:
-        self._forward = SshForward(target, port)
-        self.host = _LOOPBACK
-        self.port = self._forward.port
-
-    def close(self) -> None:
-        self._forward.close()
+def _everywhere(host: str) -> str:
+    """Return the address on which whoever knows *host* is listened to: mutual TLS decides who gets in."""
+    return "::" if ":" in host else "0.0.0.0"  # noqa: S104
 
 
 @runtime_checkable
@@ -99,6 +61,11 @@ class Endpoint(Protocol):
         ...
 
     @property
+    def ssh(self) -> SshTarget | None:
+        """How the caller reaches it by SSH; ``None``: it is the caller's own machine."""
+        ...
+
+    @property
     def data_port(self) -> int | None:
         """Where it listens as a target; ``None``: as the options say."""
         ...
@@ -107,12 +74,8 @@ class Endpoint(Protocol):
         """Return the address on which it listens as a target; *same_host*: the source is on the same machine."""
         ...
 
-    def route(self, port: int, *, source: Endpoint, same_host: bool) -> Route:
-        """Return the way for the source's data to *port* of this target.
-
-        Raises:
-            InvalidRequestError: There is none.
-        """
+    def route(self, port: int, *, same_host: bool) -> Route | None:
+        """Return the direct way for the source's data to *port* of this target; ``None``: none is known."""
         ...
 
     def check(self, role: Literal["source", "target"]) -> Sequence[Finding]:
@@ -165,8 +128,8 @@ class Host:
     Attributes:
         paths: Of whole disks there (argument ``disks``).
         python: The interpreter for the agent; ``None``: the best one there.
-        data_host: Address under which the source's agent finds this host as a target; ``None``: the host's own
-            name, or loopback where both are on one machine.
+        data_host: Address under which the source's agent finds this host as a target; ``None``: the name that
+            SSH uses, or loopback where both are on one machine.
         data_port: Where it listens as a target; ``None``: as the options say.
     """
 
@@ -193,7 +156,9 @@ class Host:
 
     def bind_address(self, *, same_host: bool) -> str:
         """Return where it listens as a target: on loopback if that is enough, else everywhere."""
-        return _LOOPBACK if same_host and self.data_host is None else _ANY
+        return (
+            LOOPBACK if same_host and self.data_host is None else _everywhere(self.data_host or "")
+        )
 
     def check(self, role: Literal["source", "target"]) -> Sequence[Finding]:
         """Return nothing: agents find out all there is."""
@@ -220,20 +185,21 @@ class _CallersMachine:
         """Whether it is the caller's own machine: yes."""
         return True
 
-    def route(self, port: int, *, source: Endpoint, same_host: bool) -> Route:
-        """Return the way for the source's data to *port*.
+    @property
+    def ssh(self) -> SshTarget | None:
+        """How it is reached by SSH: not at all."""
+        return None
 
-        Raises:
-            InvalidRequestError: The source is another machine, and this one's address is not known.
-        """
+    def bind_address(self, *, same_host: bool) -> str:
+        """Return where it listens as a target: on loopback, unless the source is told another address."""
+        del same_host
+        return LOOPBACK if self.data_host is None else _everywhere(self.data_host)
+
+    def route(self, port: int, *, same_host: bool) -> Route | None:
+        """Return the direct way for the source's data to *port*; ``None``: this machine's address is not known."""
         if self.data_host is not None:
             return DirectRoute(self.data_host, port)
-        if same_host:
-            return DirectRoute(_LOOPBACK, port)
-        raise InvalidRequestError(
-            f"it is not known under which address {source.description} finds this machine",
-            remedy="Give the target data_host=, an address of this machine that the source can reach",
-        )
+        return DirectRoute(LOOPBACK, port) if same_host else None
 
 
 @attrs.frozen(kw_only=True)
@@ -301,8 +267,6 @@ class SshHost(Host):
         password: For a login without keys; given to the SSH client alone, through memory.
         known_hosts: Another file of known host keys than the user's.
         pin_on_first_use: A file for the host key of a machine that no one can know yet.
-        data_through_ssh: As a target: send the data through SSH, where no port of it can be reached. The source
-            must be the caller's machine.
     """
 
     address: str = attrs.field(kw_only=False)
@@ -314,7 +278,6 @@ class SshHost(Host):
     password: str | None = attrs.field(default=None, kw_only=True, repr=False)
     known_hosts: Path | None = attrs.field(default=None, kw_only=True)
     pin_on_first_use: Path | None = attrs.field(default=None, kw_only=True)
-    data_through_ssh: bool = attrs.field(default=False, kw_only=True)
 
     @property
     def ssh(self) -> SshTarget:
@@ -346,25 +309,16 @@ class SshHost(Host):
         return False
 
     def bind_address(self, *, same_host: bool) -> str:
-        """Return where it listens as a target: on loopback if the data comes through SSH, else everywhere."""
-        return _LOOPBACK if self.data_through_ssh else super().bind_address(same_host=same_host)
-
-    def route(self, port: int, *, source: Endpoint, same_host: bool) -> Route:
-        """Return the way for the source's data to *port*.
-
-        Raises:
-            InvalidRequestError: Through SSH, but from another machine than the caller's.
-        """
-        if self.data_through_ssh:
-            if not source.local:
-                raise InvalidRequestError(
-                    f"data of {source.description} cannot go through the caller's SSH",
-                    remedy="Run the migration on the source, or open a port on the target",
-                )
-            return _SshRoute(self.ssh, port)
+        """Return where it listens as a target: on loopback if that is enough, else everywhere."""
         if self.data_host is None and same_host:
-            return DirectRoute(_LOOPBACK, port)
-        return DirectRoute(self.data_host or self.address.rpartition("@")[2], port)
+            return LOOPBACK
+        return _everywhere(self.data_host or self.ssh.host_name())
+
+    def route(self, port: int, *, same_host: bool) -> Route | None:
+        """Return the direct way for the source's data to *port*."""
+        if self.data_host is not None:
+            return DirectRoute(self.data_host, port)
+        return DirectRoute(LOOPBACK if same_host else self.ssh.host_name(), port)
 
     def open_agent(self) -> Agent:
         """Start an agent there."""

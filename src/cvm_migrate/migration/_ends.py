@@ -7,13 +7,19 @@ that went on counting above all), and makes the rest anew.
 from __future__ import annotations
 
 import contextlib
+import errno
+import threading
+import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Final, Literal
 
 import attrs
 
+from cvm_migrate.deadline import CancelToken
 from cvm_migrate.disk import Place, check_target, refuse_unsafe
 from cvm_migrate.errors import (
+    CancelledError,
+    ConnectionLostError,
     CvmMigrateError,
     InvalidRequestError,
     UnsafeTargetError,
@@ -22,10 +28,18 @@ from cvm_migrate.errors import (
 from cvm_migrate.events import Connected, Event, TrackerChosen
 from cvm_migrate.interfaces import Agent
 from cvm_migrate.migration._compare import Side, common_algorithm
-from cvm_migrate.migration._endpoints import Endpoint, Route
+from cvm_migrate.migration._endpoints import Endpoint
+from cvm_migrate.migration._meter import LinkedToken
 from cvm_migrate.migration._options import Options
+from cvm_migrate.migration._routes import LOOPBACK, Route, SshRoute
 from cvm_migrate.model import HostFacts, OpenDisk, TrackingStart
-from cvm_migrate.transport import mint_identities
+from cvm_migrate.transport import Identities, mint_identities
+
+# How long the target's port is tried, where data could go through SSH instead.
+_DIRECT_PATIENCE: Final = 10.0
+# How long an agent that lost its caller may still hold its disks: its silence, its end, and some more.
+_STALE_PATIENCE: Final = 150.0
+_STALE_LOOK: Final = 2.0
 
 
 @attrs.define
@@ -77,6 +91,8 @@ class Ends:
         target: Where they are written.
         options: Of the migration.
         emit: Takes events.
+        warn: Takes what the caller should know: what it is, the evidence, the remedy.
+        cancel: Ends waits.
     """
 
     def __init__(
@@ -86,16 +102,24 @@ class Ends:
         *,
         options: Options,
         emit: Callable[[Event], None],
+        warn: Callable[[str, str, str], object],
+        cancel: CancelToken,
     ) -> None:
         self.source = End(source, "source")
         self.target = End(target, "target")
         self.tracking: TrackingStart | None = None
         self._options = options
         self._emit = emit
+        self._warn = warn
+        self._cancel = cancel
         self._pumps: tuple[int, int] | None = None
         self._route: Route | None = None
         self._suspect = False
         self._connected_before = False
+        # The direct way has been gone: when it is cut, it is waited for.
+        self._direct_worked = False
+        # A target's agent that was lost may still run over there.
+        self._stale_until = 0.0
 
     @property
     def source_agent(self) -> Agent:
@@ -205,7 +229,7 @@ class Ends:
         try:
             for source, path in zip(sources, endpoint.disks, strict=True):
                 create = source.size if endpoint.creates else None
-                disk = agent.open_disk(path, mode="write", create_size=create)
+                disk = self._open_for_writing(agent, path, create)
                 opened.append(disk)
                 # Once more with what it really is: names can be links.
                 refuse_unsafe(check_target(Place.of(there, disk), Place.of(here, source)), path)
@@ -217,6 +241,17 @@ class Ends:
                     agent.close_disk(disk)
             raise
         self.target.disks = opened
+
+    def _open_for_writing(self, agent: Agent, path: str, create: int | None) -> OpenDisk:
+        """Open one disk; an agent that has lost its caller is given the time to let go of it."""
+        while True:
+            try:
+                return agent.open_disk(path, mode="write", create_size=create)
+            except UnsafeTargetError as error:
+                if error.errno != errno.EBUSY or time.monotonic() > self._stale_until:
+                    raise
+            self._cancel.wait(_STALE_LOOK)
+            self._cancel.check()
 
     @staticmethod
     def _refuse_size(source: OpenDisk, target: OpenDisk) -> None:
@@ -269,27 +304,16 @@ class Ends:
         streams = int(options.streams)
         listening = self.target_agent.receive(
             dict(enumerate(self.target.disks)),
-            bind=endpoint.bind_address(same_host=self.same_host),
+            bind=LOOPBACK
+            if options.route == "ssh"
+            else endpoint.bind_address(same_host=self.same_host),
             port=int(options.data_port) if endpoint.data_port is None else endpoint.data_port,
             tls=identities.target,
             session=identities.session,
             streams=streams,
         )
         try:
-            route = endpoint.route(
-                listening.port, source=self.source.endpoint, same_host=self.same_host
-            )
-            self._route = route
-            sender = self.source_agent.connect(
-                dict(enumerate(self.source.disks)),
-                host=route.host,
-                port=route.port,
-                tls=identities.source,
-                session=identities.session,
-                streams=streams,
-                algorithm=self.algorithm,
-                patience=options.patience,
-            )
+            sender, how = self._reach(listening.port, identities)
         except BaseException:
             self._close_route()
             with contextlib.suppress(CvmMigrateError):
@@ -302,9 +326,89 @@ class Ends:
                 self.target_agent.description,
                 streams,
                 again=self._connected_before,
+                route=how,
             )
         )
         self._connected_before = True
+
+    def _reach(self, port: int, identities: Identities) -> tuple[int, str]:
+        """Connect the source's pump to the target's *port*; return its number and the way.
+
+        Raises:
+            InvalidRequestError: There is no such way.
+            ConnectionLostError: Nothing comes through.
+        """
+        options = self._options
+        source, target = self.source.endpoint, self.target.endpoint
+        direct = None
+        reason = "no address is known under which the source finds the target"
+        if options.route != "ssh":
+            direct = target.route(port, same_host=self.same_host)
+        ssh = not (source.ssh is None and target.ssh is None) and options.route != "direct"
+        if direct is not None:
+            self._route = direct
+            waits = not ssh or self._direct_worked
+            try:
+                pump = self._dial(direct, identities, within=None if waits else _DIRECT_PATIENCE)
+            except ConnectionLostError as error:
+                if waits:
+                    raise
+                reason = error.message
+            else:
+                self._direct_worked = True
+                return pump, "direct"
+        elif not ssh and options.route != "ssh":
+            raise InvalidRequestError(
+                f"it is not known under which address {source.description} finds {target.description}",
+                remedy="Give the target data_host=, an address of it that the source can reach",
+            )
+        self._close_route()
+        self._route = route = SshRoute(port, source=source.ssh, target=target.ssh)
+        if options.route == "auto":
+            self._warn(
+                "data goes through SSH by way of this machine, which carries all of it",
+                reason,
+                "Let the source reach the target's data port (data_host=, data_port=, a firewall's rule), or choose it"
+                " with route='ssh'",
+            )
+        try:
+            return self._dial(route, identities, within=None), "ssh"
+        except ConnectionLostError:
+            route.check()
+            raise
+
+    def _dial(self, route: Route, identities: Identities, *, within: float | None) -> int:
+        """Connect the source's pump; *within* is for the first time only, and later cuts may last longer.
+
+        Raises:
+            ConnectionLostError: Nobody answers.
+        """
+        late = CancelToken()
+        timer = threading.Timer(within or 0.0, late.cancel)
+        timer.daemon = True
+        if within is not None and within < self._options.patience:
+            timer.start()
+        try:
+            return self.source_agent.connect(
+                dict(enumerate(self.source.disks)),
+                host=route.host,
+                port=route.port,
+                tls=identities.source,
+                session=identities.session,
+                streams=int(self._options.streams),
+                algorithm=self.algorithm,
+                patience=self._options.patience,
+                cancel=LinkedToken(self._cancel, late),
+            )
+        except CancelledError as error:
+            if self._cancel.cancelled:
+                raise
+            raise ConnectionLostError(
+                f"{self.source_agent.description} gets no answer from {route.host} port {route.port}"
+                f" within {within:g} s"
+            ) from error
+        finally:
+            timer.cancel()
 
     def _disconnect(self) -> None:
         pumps, self._pumps = self._pumps, None
@@ -322,8 +426,15 @@ class Ends:
         if route is not None:
             route.close()
 
+    def expect_stale(self) -> None:
+        """Say that an agent of an earlier process may still run on the target, where it is another machine."""
+        if not self.target.endpoint.local:
+            self._stale_until = time.monotonic() + _STALE_PATIENCE
+
     def _drop(self, end: End) -> None:
         end.drop()
+        if end is self.target:
+            self.expect_stale()
         if end is self.source:
             self.tracking = None
 

@@ -56,7 +56,16 @@ class Job:
         self._observer = observer
         self._held_back: list[Event] | None = None
         self.checkpoint = Checkpoint(state)
-        self.ends = Ends(source, target, options=options, emit=self.emit)
+        self.ends = Ends(
+            source,
+            target,
+            options=options,
+            emit=self.emit,
+            warn=lambda title, evidence, remedy: self.note(
+                Severity.WARNING, title, evidence=evidence, remedy=remedy
+            ),
+            cancel=cancel,
+        )
         self.passes = Passes(
             self.ends, options=options, emit=self.emit, save=self.save, cancel=cancel
         )
@@ -71,6 +80,8 @@ class Job:
         self._mounts_by_disk: dict[int, frozenset[str]] = {}
         self.freeze_seconds: float | None = self.checkpoint.get("freeze_seconds")
         self.resumed = bool(self.checkpoint.disks())
+        if self.resumed:
+            self.ends.expect_stale()
         self.convergence = self._new_convergence()
         self.compare_rate: float | None = None
         # Bytes that a fresh reading of both ends found equal, with the tracker that runs now.

@@ -85,6 +85,8 @@ class Options:
         attempts: How often ``run`` tries a step that fails with a
             :class:`~cvm_migrate.errors.TransientError`.
         data_port: Where the target listens; 0: any free port.
+        route: How data goes from source to target: ``direct`` over the network, ``ssh`` through SSH by way of the
+            caller's machine, or ``auto``: directly where the target's port can be reached, else through SSH.
     """
 
     max_downtime: float = attrs.field(default=5.0, validator=_between(0.05, 86_400))
@@ -111,3 +113,6 @@ class Options:
     batch: int = attrs.field(default=4 * GiB, validator=_between(4 * MiB, 16 * GiB))
     attempts: int = attrs.field(default=3, validator=_between(1, 1000))
     data_port: int = attrs.field(default=0, validator=_between(0, 65_535))
+    route: Literal["auto", "direct", "ssh"] = attrs.field(
+        default="auto", validator=_one_of("auto", "direct", "ssh")
+    )

@@ -11,6 +11,7 @@ from cvm_migrate.transport._identities import (
     mint_identities,
 )
 from cvm_migrate.transport._local import start_local_agent
+from cvm_migrate.transport._reverse import SshReverse
 from cvm_migrate.transport._session import AgentSession
 from cvm_migrate.transport._ssh import SshTarget, start_ssh_agent
 
@@ -20,6 +21,7 @@ __all__ = [
     "AgentSession",
     "Identities",
     "SshForward",
+    "SshReverse",
     "SshTarget",
     "agent_bundle",
     "bundle_name",

@@ -377,16 +377,19 @@ class AgentSession:
         streams: int,
         algorithm: str,
         patience: float,
+        cancel: CancelToken | None = None,
     ) -> int:
         """Start a sending pump and connect it; return its number.
 
         Raises:
             PeerRefusedError: One end is not of this migration.
             ConnectionLostError: Nobody answered for *patience* seconds.
+            CancelledError: It was called off before it was connected.
         """
         self._hide(tls, session)
         answer = self._ask(
             "connect",
+            cancel=cancel,
             disks=_handles(disks),
             host=host,
             port=port,

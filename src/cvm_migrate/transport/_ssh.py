@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Final, Literal
 
@@ -132,6 +133,25 @@ class SshTarget:
         for name, value in settings.items():
             command += ["-o", f"{name}={value}"]
         return [*command, *options, "--", self.destination]
+
+    def host_name(self) -> str:
+        """Return the name or address that the user's configuration of OpenSSH has for it."""
+        written = self.destination.rpartition("@")[2]
+        try:
+            done = subprocess.run(
+                self.client("-G", silence=0),
+                check=False,
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                errors="replace",
+                timeout=_CONNECT_TIMEOUT,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            # What is wrong with the client is told when the agent is started.
+            return written
+        found = re.search(r"^hostname (\S+)$", done.stdout, re.MULTILINE)
+        return written if found is None else found[1]
 
 
 def _quoted(path: Path) -> str:
