@@ -210,7 +210,34 @@ def _disk(block):
         "slaves": [_name(slave) for slave in _listed(folder + "/slaves")],
         "holders": [_name(holder) for holder in _listed(folder + "/holders")],
         "partitions": _partitions(folder),
+        "aliases": _aliases(folder),
     }
+
+
+def _aliases(folder):
+    # type: (str) -> List[Text]
+    """Return the other paths of a device: device-mapper's have names, and mounts are called by them."""
+    name = _text(folder + "/dm/name")
+    return ["/dev/mapper/" + name] if name else []
+
+
+def _mounts():
+    # type: () -> List[mounts.Mount]
+    """Return what is mounted; of a btrfs also the devices it spans, as its own number says nothing."""
+    found = mounts.mounts()
+    spans = {}  # type: Dict[str, List[Text]]
+    for entry in _listed("/sys/fs/btrfs"):
+        folder = "/sys/fs/btrfs/%s/devices" % entry
+        members = _listed(folder)
+        numbers = [_text("%s/%s/dev" % (folder, member)) for member in members]
+        for member in members:
+            spans[member] = [number for number in numbers if number]
+    for mount in found:
+        if mount["fs_type"] == "btrfs":
+            path = os.path.realpath(names.to_bytes(mount["source"]))
+            name = names.to_text(path).partition("/dev/")[2].replace("/", "!")
+            mount["devices"] = spans.get(name, [])
+    return found
 
 
 def _os_release():
@@ -245,6 +272,10 @@ def _legacy_release():
         found = _text(path)
         if found:
             return found
+    # Ubuntu 10.04 has no os-release, and Debian's file as well.
+    described = re.search(b'(?m)^DISTRIB_DESCRIPTION="?([^"\n]+)', _bytes("/etc/lsb-release"))
+    if described:
+        return names.to_text(described.group(1).strip())
     # The only one that does not say of what it is the version.
     found = _text("/etc/debian_version")
     return "Debian " + found if found else None
@@ -366,7 +397,7 @@ def _facts(context, args, blob, reply):
         "lockdown": _lockdown(),
         "dmi": {name: value for name, value in dmi if value is not None},
         "disks": [disk for disk in disks if disk is not None],
-        "mounts": mounts.mounts(),
+        "mounts": _mounts(),
         "swaps": _swaps(),
         "addresses": _addresses(),
         "tracking": _tracking(),

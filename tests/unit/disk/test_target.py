@@ -186,7 +186,9 @@ def test_an_image_on_the_source_s_own_file_system_is_refused() -> None:
 def test_a_loop_device_whose_file_lies_on_the_source_is_refused() -> None:
     facts = host("loops")
 
-    found = blockers(check_target(Place(facts, "/dev/loop3", size=40 * GIB), Place(facts, "/dev/sda")))
+    found = blockers(
+        check_target(Place(facts, "/dev/loop3", size=40 * GIB), Place(facts, "/dev/sda"))
+    )
 
     assert found == ["The target /dev/loop3 lies on the source /dev/sda"]
 
