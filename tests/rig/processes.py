@@ -1,19 +1,31 @@
-"""What tests ask about processes, and how they wait."""
+"""Processes of a test, found by a mark in their environment or by their parent."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+MARK = "CVM_MIGRATE_TEST_MARK"
 
-def wait_until(condition: Callable[[], bool], what: str, *, seconds: float = 60) -> None:
-    """Wait for a condition; fail, saying *what* was waited for, if it does not come."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
-        time.sleep(0.02)
+
+def marked(mark: str) -> dict[int, str]:
+    """Number and command line of every live process that inherited *mark*, this one left out."""
+    wanted = f"{MARK}={mark}".encode()
+    found: dict[int, str] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        # Processes end while one looks.
+        with contextlib.suppress(OSError):
+            if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                if command:
+                    found[int(entry.name)] = command
+    return found
 
 
 def _stat(pid: int) -> list[str]:
@@ -30,12 +42,31 @@ def runs(pid: int) -> bool:
     return bool(stat) and stat[0] != "Z"
 
 
-def children(pid: int) -> list[int]:
-    """Numbers of the children of a process, zombies too."""
+def children(parent: int, word: str = "") -> list[int]:
+    """Numbers of the children of a process whose command line has *word*; without a word, zombies too."""
     found: list[int] = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(IndexError):
-                if int(_stat(int(entry.name))[1]) == pid:
-                    found.append(int(entry.name))
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError, IndexError):
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            if int(_stat(int(entry.name))[1]) == parent and word in command:
+                found.append(int(entry.name))
     return found
+
+
+def kill(pid: int) -> bool:
+    """Kill one process; whether it was there."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_until(condition: Callable[[], bool], what: str, *, seconds: float = 60) -> None:
+    """Wait for a condition; fail, saying *what* was waited for, if it does not come."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
+        time.sleep(0.02)
