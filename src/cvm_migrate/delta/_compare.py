@@ -19,7 +19,7 @@ def compare(
     """Return the chunks whose digests differ.
 
     Both streams are read in step, so no more than one batch of each is in memory; how they are cut into batches
-    does not matter. Each is what :meth:`~cvm_migrate.interfaces.Agent.digest` yields.
+    does not matter. Each is what ``digest`` of an agent yields.
 
     Args:
         one: Pairs of an offset and the digests of the chunks that follow one another from there, ascending.
