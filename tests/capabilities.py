@@ -87,6 +87,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
             "nbdfuse",
             "partx",
             "qemu-img",
+            "qemu-system-x86_64",
             "sshpass",
             "blkdiscard",
             "fstrim",

@@ -298,6 +298,44 @@ def _runs(*arguments: str) -> bool:
     return False
 
 
+def test_a_rescue_system_can_be_in_a_network_of_its_own(
+    cloud: TencentCloud, tmp_path: Path
+) -> None:
+    name = f"cvm-migrate-{os.getpid()}-{time.monotonic_ns()}"
+    address = "198.51.100.7"
+    _ip("netns", "add", name)
+    try:
+        _ip("-n", name, "link", "set", "lo", "up")
+        _ip("-n", name, "address", "add", f"{address}/32", "dev", "lo")
+        instance = cloud.add_instance(
+            system_disk=8 * MiB, network=Path("/run/netns", name), public_address=address
+        )
+        _enter(cloud, instance)
+        (tmp_path / "known_hosts").write_text(f"{address} {instance.host_key}\n")
+        done = subprocess.run(
+            [
+                *("ip", "netns", "exec", name, "sshpass", "-e", "ssh", "-F", "none"),
+                *("-o", f"UserKnownHostsFile={tmp_path / 'known_hosts'}"),
+                *("-o", "StrictHostKeyChecking=yes", f"root@{address}", "hostname"),
+            ],
+            check=False,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=90,
+            env={**os.environ, "SSHPASS": _PASSWORD},
+        )
+        _leave(cloud, instance)
+
+        assert instance.ssh_address == (address, 22)
+        assert done.stdout.decode().strip() == "rescue", done.stderr.decode()
+    finally:
+        _ip("netns", "delete", name)
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=60)
+
+
 _VICTIM = """
 import sys, time
 from cvm_migrate.testing import TencentCloud

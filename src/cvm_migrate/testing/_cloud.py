@@ -15,6 +15,7 @@ import attrs
 from cvm_migrate.errors import DeadlineError, InvalidRequestError, NotFoundError
 from cvm_migrate.testing import _tables
 from cvm_migrate.testing._faults import Fault, Faults
+from cvm_migrate.testing._guest import Guest
 from cvm_migrate.testing._rescue import RescueSystem
 from cvm_migrate.testing._server import METADATA, ApiServer, RecordedRequest
 from cvm_migrate.testing._world import REGIONS, Disk, Machine, SecurityGroup, World, new_id
@@ -82,8 +83,13 @@ class SimulatedInstance:
 
     @property
     def ssh_address(self) -> tuple[str, int]:
-        """Where the rescue system's sshd listens while the instance is in rescue mode."""
+        """Where the rescue system's sshd listens in rescue mode, and a booted system's port 22 is reached."""
         return self._machine.rescue.address, self._machine.rescue.port
+
+    @property
+    def console(self) -> Path:
+        """What its system, booted with ``boot="qemu"``, writes to its serial console."""
+        return self._machine.guest.console
 
     @property
     def host_key(self) -> str | None:
@@ -108,6 +114,8 @@ class SimulatedInstance:
             self._machine.enter(state)
         if state not in {"RESCUE_MODE", "ENTER_RESCUE_MODE"}:
             self._machine.rescue.stop()
+        if state != "RUNNING":
+            self._machine.guest.stop(soft=False)
 
     def set_restricted(
         self, restrict_state: Literal["NORMAL", "EXPIRED", "PROTECTIVELY_ISOLATED"]
@@ -317,6 +325,7 @@ class TencentCloud:
         rescue_system: Literal["sshd", "none"] = "sshd",
         python: Path | None = None,
         network: Path | None = None,
+        boot: Literal["none", "qemu"] = "none",
     ) -> SimulatedInstance:
         """Make an instance.
 
@@ -343,9 +352,12 @@ class TencentCloud:
             python: The only Python of its rescue system, a path to an interpreter; ``None``: this machine's own.
             network: The network namespace of its rescue system, a file such as ``/run/netns/target``: sshd listens
                 at *public_address* there, port 22. ``None``: this process's network, a port of its own.
+            boot: ``qemu``: while it is running, its disks are booted in software emulation, and the port of
+                :attr:`SimulatedInstance.ssh_address` leads to the guest's port 22.
 
         Raises:
             InvalidRequestError: No such region or state.
+            ConditionError: QEMU is not there, or does not start.
             NotFoundError: A file named as a disk is not there.
         """
         world = self._world
@@ -379,6 +391,22 @@ class TencentCloud:
             )
         public = self._address if public_address == "" else public_address
         arm = architecture == "arm64"
+        rescue = RescueSystem(
+            address=public or self._address,
+            port=0,
+            folder=world.folder,
+            python=python,
+            network=network,
+            simulated=rescue_system == "none",
+        )
+        guest = Guest(
+            address=rescue.address,
+            port=rescue.port,
+            folder=world.folder,
+            memory=memory,
+            network=network,
+            simulated=boot == "none",
+        )
         machine = Machine(
             id=instance_id,
             name=name,
@@ -397,19 +425,15 @@ class TencentCloud:
             private_addresses=[private_address or self._address],
             restrict_state=restrict_state,
             stop_charging_mode=stop_charging_mode,
-            rescue=RescueSystem(
-                address=public or self._address,
-                port=0,
-                folder=world.folder,
-                python=python,
-                network=network,
-                simulated=rescue_system == "none",
-            ),
+            rescue=rescue,
+            guest=guest,
             history=[state],
         )
         with world.lock:
             world.machines[machine.id] = machine
             world.disks.update((disk.id, disk) for disk in disks)
+        if state == "RUNNING":
+            guest.start(machine.files)
         return SimulatedInstance(world, machine)
 
     # What goes wrong

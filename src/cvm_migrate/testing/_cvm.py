@@ -184,15 +184,20 @@ def _enter_rescue_mode(world: World, call: Call, *, fails: bool) -> Answer:
                 f"The instance `{machine.id}` was stopped in the mode that stops charging.",
             )
         password: str = call.params["Password"]
-        disks = [disk.path for disk in machine.disks]
-        world.begin(
-            machine,
-            call.action,
-            call.request_id,
-            fails=fails,
-            work=lambda: machine.rescue.start(password, disks),
-        )
+        soft = _soft(call)
+
+        def work() -> None:
+            machine.guest.stop(soft=soft)
+            machine.rescue.start(password, machine.files)
+
+        world.begin(machine, call.action, call.request_id, fails=fails, work=work)
     return {}
+
+
+def _soft(call: Call) -> bool:
+    """Whether the guest's system is asked before it is powered off."""
+    forced = call.params.get("ForceStop") or call.params.get("ForceReboot")
+    return call.params.get("StopType") != "HARD" and not forced
 
 
 def _exit_rescue_mode(world: World, call: Call, *, fails: bool) -> Answer:
@@ -240,7 +245,12 @@ def _start_instances(world: World, call: Call, *, fails: bool) -> Answer:
             _check_restricted(machine)
             if machine.state == "STOPPED":
                 machine.stop_charging_mode = "NOT_APPLICABLE"
-        return _each(world, call, fails=fails, work=lambda _: lambda: None)
+        return _each(
+            world,
+            call,
+            fails=fails,
+            work=lambda machine: lambda: machine.guest.start(machine.files),
+        )
 
 
 def _stop_instances(world: World, call: Call, *, fails: bool) -> Answer:
@@ -249,8 +259,11 @@ def _stop_instances(world: World, call: Call, *, fails: bool) -> Answer:
     if mode not in {"KEEP_CHARGING", "STOP_CHARGING"}:
         raise ApiError("InvalidParameterValue", f"The StoppedMode `{mode}` is not known.")
 
+    soft = _soft(call)
+
     def work(machine: Machine) -> Callable[[], None]:
         def stop() -> None:
+            machine.guest.stop(soft=soft)
             with world.lock:
                 prepaid = machine.charge_type == "PREPAID"
                 machine.stop_charging_mode = "NOT_APPLICABLE" if prepaid else mode
@@ -264,7 +277,9 @@ def _reboot_instances(world: World, call: Call, *, fails: bool) -> Answer:
     _check_stop_type(call, "ForceReboot")
 
     def work(machine: Machine) -> Callable[[], None]:
-        return machine.rescue.restart if machine.state == "RESCUE_MODE" else lambda: None
+        if machine.state == "RESCUE_MODE":
+            return machine.rescue.restart
+        return lambda: machine.guest.restart(machine.files, soft=_soft(call))
 
     return _each(world, call, fails=fails, work=work)
 

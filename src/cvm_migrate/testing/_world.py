@@ -23,6 +23,7 @@ import attrs
 from cvm_migrate.errors import ConditionError
 from cvm_migrate.testing import _tables
 from cvm_migrate.testing._api_errors import ApiError
+from cvm_migrate.testing._guest import Guest
 from cvm_migrate.testing._rescue import RescueSystem
 from cvm_migrate.testing._tc3 import Key
 from cvm_migrate.units import GiB
@@ -117,10 +118,16 @@ class Machine:
     restrict_state: str
     stop_charging_mode: str
     rescue: RescueSystem
+    guest: Guest
     history: list[str]
     operation: Operation | None = None
     created: float = attrs.Factory(time.time)
     uuid: str = attrs.Factory(lambda: str(uuid.uuid4()))
+
+    @property
+    def files(self) -> list[Path]:
+        """The files of its disks, in order."""
+        return [disk.path for disk in self.disks]
 
     def enter(self, state: str) -> None:
         """Be in a state from now on."""
@@ -330,6 +337,7 @@ class World:
             thread.join()
         for machine in machines:
             machine.rescue.close()
+            machine.guest.stop(soft=False)
 
 
 def copy_disk(source: Path, target: Path) -> None:
