@@ -7,6 +7,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import attrs
@@ -71,8 +72,8 @@ def test_the_simulator_s_check_of_signatures_takes_ours_with_a_token_too(
     temporary = StaticCredentials(keys.secret_id, keys.secret_key, keys.token)
 
     assert instance(simulated, made, credentials=temporary).describe().state == "RUNNING"
+    wrong = StaticCredentials(keys.secret_id, "wrong", keys.token)
     with pytest.raises(CredentialsError, match="AuthFailure"):
-        wrong = StaticCredentials(keys.secret_id, "wrong", keys.token)
         instance(simulated, made, credentials=wrong).describe()
 
 
@@ -122,11 +123,10 @@ def test_what_was_never_sent_is_told_from_what_may_have_been_carried_out() -> No
         CloudEndpoint(domain="nowhere.invalid", proxy=""),
     )
 
-    for one in (nobody, unknown):
-        with pytest.raises(ServiceError) as caught:
+    for one, says in ((nobody, "refused"), (unknown, "sts.nowhere.invalid is not known")):
+        with pytest.raises(ServiceError, match=says) as caught:
             one.get_caller_identity()
         assert (caught.value.code, repeat_of(caught.value)) == ("Network.NotSent", Repeat.SAFE)
-    assert "sts.nowhere.invalid is not known" in str(caught.value)
 
 
 def test_an_endpoint_that_is_slow_beyond_the_time_out_is_given_up(simulated: TencentCloud) -> None:
@@ -211,7 +211,8 @@ def test_a_clock_that_is_off_is_measured(simulated: TencentCloud, offset: float)
 
     cvm.describe()
 
-    assert cvm.client.clock_skew == pytest.approx(-offset, abs=20)
+    assert cvm.client.clock_skew is not None
+    assert abs(cvm.client.clock_skew + offset) < 20
 
 
 @pytest.mark.parametrize("offset", [400.0, -400.0])
@@ -302,12 +303,13 @@ def test_no_secret_gets_into_a_log_or_an_error_whatever_the_answer(
     errors: list[BaseException] = []
     with scripted(lambda _: answer) as server:
         one = client(server.url)
-        for call in (
-            lambda: one.enter_rescue_mode("ins-1", PASSWORD, "SOFT"),
-            lambda: one.assume_role("qcs::cam::uin/1:roleName/x", "s", 900),
-        ):
+        attempts = (
+            partial(one.enter_rescue_mode, "ins-1", PASSWORD, "SOFT"),
+            partial(one.assume_role, "qcs::cam::uin/1:roleName/x", "s", 900),
+        )
+        for attempt in attempts:
             try:
-                call()
+                attempt()
             except CvmMigrateError as error:
                 errors.append(error)
     shown = everything(caplog, *errors) + repr(one)
@@ -324,14 +326,12 @@ def test_a_proxy_s_password_gets_into_no_error(caplog: pytest.LogCaptureFixture)
     caplog.set_level(logging.DEBUG)
     with scripted(lambda _: Answer(b"", status=407)) as proxy:
         address = proxy.url.replace("http://", "http://me:hidden-proxy-word@")
-        errors: list[BaseException] = []
         for url in ("http://api.nowhere.invalid", "https://api.nowhere.invalid"):
             one = client(url, proxy=address)
             with pytest.raises(ServiceError) as caught:
                 one.get_caller_identity()
-            errors.append(caught.value)
 
-    assert "hidden-proxy-word" not in everything(caplog, *errors) + repr(one)
+            assert "hidden-proxy-word" not in everything(caplog, caught.value) + repr(one)
 
 
 def test_the_whole_way_in_and_out_shows_no_secret_at_debug(
@@ -386,4 +386,4 @@ def test_a_role_that_cannot_be_assumed_now_is_an_error_of_credentials(
         source.get()
 
     assert isinstance(caught.value.__cause__, ThrottledError)
-    assert source._base.get().secret_key not in str(caught.value)
+    assert simulated.secret_key not in str(caught.value)

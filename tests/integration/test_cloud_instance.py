@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import attrs
 import pytest
 
-from cvm_migrate.cloud import InstanceState
+from cvm_migrate.cloud import CvmInstance, InstanceState
 from cvm_migrate.deadline import CancelToken, Deadline
 from cvm_migrate.errors import (
     CancelledError,
@@ -35,6 +35,11 @@ def simulated() -> Iterator[TencentCloud]:
 
 def calls(simulated: TencentCloud, action: str) -> int:
     return sum(request.action == action for request in simulated.requests)
+
+
+def in_and_out(cvm: CvmInstance) -> None:
+    cvm.enter_migration()
+    cvm.leave_migration()
 
 
 def test_an_instance_is_described_with_its_disks_in_order(simulated: TencentCloud) -> None:
@@ -102,7 +107,7 @@ def test_another_process_needs_the_password_or_to_enter_anew(simulated: TencentC
     first = instance(simulated, made).enter_migration()
     other = instance(simulated, made)
 
-    with pytest.raises(InstanceStateError, match="not known here.*renew=True"):
+    with pytest.raises(InstanceStateError, match=r"not known here.*renew=True"):
         other.enter_migration()
     assert other.enter_migration(first.password).password == first.password
     assert calls(simulated, "EnterRescueMode") == 1
@@ -131,7 +136,7 @@ def test_the_console_s_waiting_for_migration_is_recognised_and_never_ended(
     made.begin_console_migration()
     cvm = instance(simulated, made)
 
-    with pytest.raises(InstanceStateError, match="by the console.*password"):
+    with pytest.raises(InstanceStateError, match=r"by the console.*password"):
         cvm.enter_migration()
     access = cvm.enter_migration("Known-to-me-1")
     with pytest.raises(InstanceStateError, match="Finish or delete the migration task"):
@@ -271,8 +276,7 @@ def test_a_refusal_is_an_error_that_says_what_to_do(
     simulated.fail(fault, action=action, times=None)
 
     with pytest.raises((CredentialsError, PermissionDeniedError)) as caught:
-        cvm.enter_migration()
-        cvm.leave_migration()
+        in_and_out(cvm)
 
     assert caught.value.remedy
     assert caught.value.action == action
@@ -294,8 +298,7 @@ def test_an_operation_that_is_taken_and_then_fails_is_told_from_one_that_takes_l
     with pytest.raises(
         InstanceStateError, match=f"{action} of {made.instance_id} was taken"
     ) as caught:
-        cvm.enter_migration()
-        cvm.leave_migration()
+        in_and_out(cvm)
 
     assert caught.value.request_id
     if made.state == "RESCUE_MODE":
@@ -320,7 +323,7 @@ def test_time_that_runs_out_is_an_error_that_says_where_the_instance_may_be() ->
         cvm = instance(slow, made)
 
         with pytest.raises(
-            DeadlineError, match="may be in rescue mode.*leave_migration"
+            DeadlineError, match=r"may be in rescue mode.*leave_migration"
         ) as caught:
             cvm.enter_migration(deadline=Deadline(0.3))
 
@@ -332,7 +335,11 @@ def test_calling_off_says_where_the_instance_may_be() -> None:
     with TencentCloud(operation_seconds=0.5) as slow:
         made = add(slow)
         token = CancelToken()
-        policy = attrs.evolve(QUICK, sleep=lambda _: token.cancel())
+
+        def cancel(_seconds: float) -> None:
+            token.cancel()
+
+        policy = attrs.evolve(QUICK, sleep=cancel)
         cvm = instance(slow, made, policy=policy)
 
         with pytest.raises(CancelledError) as caught:
@@ -355,8 +362,10 @@ def test_health_names_what_is_wrong(simulated: TencentCloud) -> None:
     cvm = instance(simulated, made)
 
     assert cvm.health().healthy
-    assert cvm.health(connect=lambda *_: True).login_reachable
-    assert "does not answer" in cvm.health(connect=lambda *_: False).problems[0]
+    assert cvm.health(connect=lambda _host, _port, _timeout: True).login_reachable
+    assert (
+        "does not answer" in cvm.health(connect=lambda _host, _port, _timeout: False).problems[0]
+    )
 
     made.set_state("STOPPED")
     made.set_restricted("EXPIRED")

@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 import pytest
 
+import rig.cloud
 from cvm_migrate.cloud import (
     MY_PUBLIC_IP,
     InstanceState,
@@ -21,6 +22,7 @@ from cvm_migrate.cloud import (
 from cvm_migrate.deadline import Deadline
 from cvm_migrate.errors import (
     CvmMigrateError,
+    DeadlineError,
     InstanceStateError,
     InvalidRequestError,
     NotFoundError,
@@ -31,7 +33,6 @@ from cvm_migrate.errors import (
 from cvm_migrate.model import Severity
 from cvm_migrate.testing import SimulatedInstance, TencentCloud
 from cvm_migrate.units import MiB
-import rig.cloud
 from rig.cloud import PASSING, QUICK, cloud, instance
 
 SOURCE = "203.0.113.5"
@@ -100,8 +101,8 @@ def test_snapshots_are_made_once_for_a_tag_and_deleted_once(simulated: TencentCl
     assert {snapshot.snapshot_id for snapshot in other}.isdisjoint(
         snapshot.snapshot_id for snapshot in taken
     )
+    made.set_state("STOPPED")
     with pytest.raises(NotFoundError, match="gone"):
-        made.set_state("STOPPED")
         snapshots.restore(taken[:1])
 
 
@@ -380,6 +381,27 @@ def test_half_a_system_that_cannot_be_put_back_is_left_off(simulated: TencentClo
     assert "left off" in report.done[-1]
 
 
+def test_a_process_that_ended_while_entering_leaves_enough_behind_to_go_on_or_give_up() -> None:
+    for give_up in (True, False):
+        with TencentCloud(operation_seconds=0.5) as slow:
+            made = add(slow)
+            notes: dict[str, str] = {}
+            wish = attrs.evolve(WISH, snapshots=False)
+            with pytest.raises(DeadlineError, match="rescue mode"):
+                RescueTarget(instance(slow, made), notes, wish=wish).before_prepare(
+                    deadline=Deadline(0.3)
+                )
+            made.wait_for("RESCUE_MODE")
+
+            another = RescueTarget(instance(slow, made), notes, wish=wish)
+            if give_up:
+                another.on_abort()
+            else:
+                another.before_prepare()
+
+            assert made.state == ("RUNNING" if give_up else "RESCUE_MODE")
+
+
 def test_giving_up_what_never_began_changes_nothing(simulated: TencentCloud) -> None:
     made = add(simulated)
 
@@ -406,7 +428,7 @@ def test_an_instance_that_waits_because_of_someone_else_is_not_taken_unasked(
     made = add(simulated)
     instance(simulated, made).enter_migration()
 
-    with pytest.raises(InstanceStateError, match="nobody else.*take_over"):
+    with pytest.raises(InstanceStateError, match=r"nobody else.*take_over"):
         RescueTarget(instance(simulated, made), {}, wish=WISH).before_prepare()
     assert made.state == "RESCUE_MODE"
 
@@ -456,7 +478,7 @@ def test_a_failure_that_does_not_pass_is_named_and_giving_up_mends_it(
     simulated.fail(fault, action=action, times=None)
     errors: list[CvmMigrateError] = []
 
-    def attempt(again: bool) -> None:
+    def attempt(*, again: bool) -> None:
         target = RescueTarget(instance(simulated, made, policy=quick), notes, wish=WISH)
         try:
             if not again:

@@ -42,7 +42,8 @@ def endpoint(simulated: TencentCloud, fault: str = "") -> CloudEndpoint:
 
 def add(simulated: TencentCloud, **changes: Any) -> SimulatedInstance:
     """Make an instance whose rescue mode is a state only, with nothing to log in to."""
-    return simulated.add_instance(**{"rescue_system": "none", **changes})
+    changes.setdefault("rescue_system", "none")
+    return simulated.add_instance(**changes)
 
 
 def instance(

@@ -66,7 +66,9 @@ DROP = {"Action": "DROP"}
     ],
 )
 def test_rules_match_from_the_top_and_what_none_matches_is_refused(
-    given: list[dict[str, Any]], source: str | None, allowed: bool | None
+    given: list[dict[str, Any]],
+    source: str | None,
+    allowed: bool | None,  # noqa: FBT001 - a parameter of the table
 ) -> None:
     assert evaluate(rules(*given), 443, source).allowed is allowed
 
