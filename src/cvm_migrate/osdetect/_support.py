@@ -18,7 +18,7 @@ class Support(enum.Enum):
 
     Attributes:
         EXPECTED: What it needs exists and is tested with its Python version; not tried on the release itself.
-        LIMITED: The same, but something is missing there; the note says what.
+        LIMITED: Something is missing there, or must be installed first; the note says what.
         NOT_YET: A live migration of it is not possible with this version.
     """
 
@@ -57,7 +57,7 @@ class SupportRow:
 
 
 _OLD_SSL: Final = "Its Python has no TLS 1.2, so it cannot carry data: install a newer Python"
-_STATIC: Final = "static check of the agent for Python 2.6"
+_OLD_PYTHON: Final = "Its Python 2.6 is too old for the agent: install 2.7 or newer beside it"
 _AGENT_27: Final = "the agent's tests with Python 2.7.18, on a kernel of today"
 _NO_FREEZE: Final = (
     "Its kernel has no freeze (but for XFS) and no tracker: stop the services for the final sync"
@@ -78,16 +78,16 @@ SUPPORT: Final[tuple[SupportRow, ...]] = (
         f"Its Python 2.4 is too old for the agent. {_NO_FREEZE}", mission=True,
     ),
     SupportRow(
-        "centos", "6", "CentOS 6", "2.6.32", "2.6", "digests", Support.LIMITED, _STATIC,
-        f"{_OLD_SSL}. {_NO_INSTANCES}", mission=True,
+        "centos", "6", "CentOS 6", "2.6.32", "2.6", "digests", Support.LIMITED, "nothing",
+        f"{_OLD_PYTHON}. {_NO_INSTANCES}", mission=True,
     ),
     SupportRow(
         "centos", "7", "CentOS 7", "3.10", "2.7", "tracefs", Support.EXPECTED, _AGENT_27,
         "From 7.2 on: Python's TLS before that is too old", mission=True,
     ),
     SupportRow(
-        "ubuntu", "10.04", "Ubuntu 10.04", "2.6.32", "2.6", "digests", Support.LIMITED, _STATIC,
-        f"{_OLD_SSL}. {_NO_INSTANCES}", mission=True,
+        "ubuntu", "10.04", "Ubuntu 10.04", "2.6.32", "2.6", "digests", Support.LIMITED, "nothing",
+        f"{_OLD_PYTHON}. {_NO_INSTANCES}", mission=True,
     ),
     SupportRow(
         "ubuntu", "12.04", "Ubuntu 12.04", "3.2", "2.7", "digests", Support.LIMITED, _AGENT_27,
@@ -121,7 +121,7 @@ SUPPORT: Final[tuple[SupportRow, ...]] = (
     ),
     SupportRow(
         "sles", "11.4", "SUSE Linux Enterprise Server 11 SP4", "3.0", "2.6", "digests", Support.LIMITED,
-        _STATIC, f"{_OLD_SSL}. {_NO_INSTANCES}", mission=True,
+        "nothing", f"{_OLD_PYTHON}. {_NO_INSTANCES}", mission=True,
     ),
     SupportRow(
         "sles", "12.1", "SUSE Linux Enterprise Server 12 SP1", "3.12", "2.7", "tracefs", Support.EXPECTED,
