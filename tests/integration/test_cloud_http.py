@@ -206,13 +206,15 @@ def test_a_region_that_is_none_is_refused(region: str, simulated: TencentCloud) 
 def test_a_clock_that_is_off_is_measured(simulated: TencentCloud, offset: float) -> None:
     made = add(simulated)
     cvm = instance(simulated, made)
-    assert cvm.client.clock_skew is None
+    before = cvm.client.clock_skew
     simulated.clock_offset = offset
 
     cvm.describe()
+    skew = cvm.client.clock_skew
 
-    assert cvm.client.clock_skew is not None
-    assert abs(cvm.client.clock_skew + offset) < 20
+    assert before is None
+    assert skew is not None
+    assert abs(skew + offset) < 20
 
 
 @pytest.mark.parametrize("offset", [400.0, -400.0])
