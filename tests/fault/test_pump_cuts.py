@@ -39,7 +39,7 @@ def _proxy(pair: Pair) -> Proxy:
 
 
 @contextlib.contextmanager
-def _streaming(pair: Pair, **options: int) -> Generator[list[Streamed]]:
+def _streaming(pair: Pair, *, bandwidth: int) -> Generator[list[Streamed]]:
     """A slow stream of the whole disk in the background, its result in the list afterwards."""
     results: list[Streamed] = []
     errors: list[BaseException] = []
@@ -48,7 +48,9 @@ def _streaming(pair: Pair, **options: int) -> Generator[list[Streamed]]:
     def work() -> None:
         try:
             results.append(
-                pair.stream(chunk=128 << 10, codec="raw", on_progress=seen.append, **options)
+                pair.stream(
+                    chunk=128 << 10, codec="raw", on_progress=seen.append, bandwidth=bandwidth
+                )
             )
         except BaseException as error:  # noqa: BLE001 - raised by the test's own thread below
             errors.append(error)
@@ -140,7 +142,7 @@ def test_a_path_that_stays_cut_fails_after_patience_and_the_next_stream_goes_on(
 ) -> None:
     pair.connect(patience=2.0)
     began = time.monotonic()
-    with pytest.raises(ConnectionLostError), _streaming(pair, bandwidth=8 * MiB):
+    with pytest.raises(ConnectionLostError), _streaming(pair, bandwidth=8 * MiB):  # noqa: PT012 - raised when it ends
         pumps.wait_until(lambda: pair.received("bytes") > MiB)
         _proxy(pair).refuse()
         _proxy(pair).cut()
@@ -161,7 +163,7 @@ def test_a_path_that_is_cut_between_two_streams_is_there_for_the_next(
 
 def test_a_receiver_that_was_killed_is_a_lost_connection_and_a_lost_pump(pair: Pair) -> None:
     pair.connect(patience=1.0)
-    with pytest.raises(ConnectionLostError), _streaming(pair, bandwidth=8 * MiB):
+    with pytest.raises(ConnectionLostError), _streaming(pair, bandwidth=8 * MiB):  # noqa: PT012 - raised when it ends
         pumps.wait_until(lambda: pair.received("bytes") > MiB)
         (pid,) = pumps.pump_pids(pair.target)
         pumps.kill(pid)
@@ -173,7 +175,7 @@ def test_a_sender_that_was_killed_is_a_lost_pump_and_a_new_one_is_let_in(
     pair: Pair, disks: tuple[Path, Path]
 ) -> None:
     pair.connect()
-    with pytest.raises(AgentLostError, match="signal 9"), _streaming(pair, bandwidth=8 * MiB):
+    with pytest.raises(AgentLostError, match="signal 9"), _streaming(pair, bandwidth=8 * MiB):  # noqa: PT012 - raised when it ends
         pumps.wait_until(lambda: pair.received("bytes") > MiB)
         (pid,) = pumps.pump_pids(pair.source)
         pumps.kill(pid)
@@ -186,7 +188,7 @@ def test_a_second_sender_takes_the_place_of_the_first_for_good(
     pair: Pair, disks: tuple[Path, Path]
 ) -> None:
     pair.connect(streams=2)
-    with pytest.raises(PeerRefusedError, match="place"), _streaming(pair, bandwidth=4 * MiB):
+    with pytest.raises(PeerRefusedError, match="place"), _streaming(pair, bandwidth=4 * MiB):  # noqa: PT012 - raised when it ends
         pumps.wait_until(lambda: pair.received("bytes") > MiB)
         pair.connect(streams=1)
 

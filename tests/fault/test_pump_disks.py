@@ -42,8 +42,10 @@ def _bad_file(folder: Path, *options: str) -> Generator[Path]:
     )
     try:
         pumps.wait_until(
-            lambda: process.poll() is not None
-            or ((mount / "disk").exists() and (mount / "disk").stat().st_size > 0)
+            lambda: (
+                process.poll() is not None
+                or ((mount / "disk").exists() and (mount / "disk").stat().st_size > 0)
+            )
         )
         assert process.poll() is None, "nbdfuse has ended"
         yield mount / "disk"
@@ -78,7 +80,9 @@ def test_a_range_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         assert caught.value.device == str(source)
         assert caught.value.offset is not None
         assert caught.value.length is not None
-        assert 2 * MiB <= caught.value.offset < caught.value.offset + caught.value.length <= 3 * MiB
+        assert (
+            2 * MiB <= caught.value.offset < caught.value.offset + caught.value.length <= 3 * MiB
+        )
         assert caught.value.errno == 5
 
         # When the disk reads again, so does the pump.
@@ -132,9 +136,7 @@ def test_a_full_file_system_is_named_and_the_stream_goes_on_after_room_was_made(
         at = stack.enter_context(loopdev.mounted(small, tmp_path / "mnt"))
         ballast = at / "ballast"
         ballast.write_bytes(os.urandom(8 * MiB))
-        with pumps.pair(
-            tmp_path / "source.img", at / "copy.img", create_size=24 * MiB
-        ) as pair:
+        with pumps.pair(tmp_path / "source.img", at / "copy.img", create_size=24 * MiB) as pair:
             pair.connect()
             with pytest.raises(NoRoomError) as caught:
                 pair.stream()

@@ -159,12 +159,19 @@ _ENDING = {
     "inside-a-sector": _data(_BLOCK, offset=100),
     "ends-inside-a-sector": _data(_BLOCK[:1000]),
     "no-length": _data(b"", length=0),
-    "an-enormous-chunk": frames.encode_header(frames.DATA, size=1 << 31, disk=1, sequence=1, length=1 << 31),
+    "an-enormous-chunk": frames.encode_header(
+        frames.DATA, size=1 << 31, disk=1, sequence=1, length=1 << 31
+    ),
     "more-bytes-than-length": _data(_BLOCK, length=2048),
     "an-unknown-codec": _data(_BLOCK, codec=9),
     "enormous-zeroes": frames.encode_header(frames.ZERO, disk=1, sequence=1, length=1 << 40),
-    "zeroes-past-the-end": frames.encode_header(frames.ZERO, disk=1, sequence=1, offset=_SIZE, length=4096),
-    "zeroes-with-a-payload": frames.encode_header(frames.ZERO, size=9, disk=1, sequence=1, length=4096) + b"x" * 9,
+    "zeroes-past-the-end": frames.encode_header(
+        frames.ZERO, disk=1, sequence=1, offset=_SIZE, length=4096
+    ),
+    "zeroes-with-a-payload": frames.encode_header(
+        frames.ZERO, size=9, disk=1, sequence=1, length=4096
+    )
+    + b"x" * 9,
     "enormous-json": struct.pack(">BBHI", frames.HELLO, 0, 0, 1 << 31) + b"\0" * 56,
     "zero-bytes": b"\0" * 64,
 }
@@ -203,7 +210,9 @@ _FAILING = {
     "zlib-that-is-cut": _data(zlib.compress(_BLOCK)[:-6], codec=frames.ZLIB, length=4096),
     "zstd-that-is-too-short": _data(zstandard.compress(_BLOCK), codec=frames.ZSTD, length=8192),
     "zstd-that-announces-a-terabyte": _data(
-        b"\x28\xb5\x2f\xfd\xe0" + struct.pack("<Q", 1 << 40) + b"\0" * 20, codec=frames.ZSTD, length=4096
+        b"\x28\xb5\x2f\xfd\xe0" + struct.pack("<Q", 1 << 40) + b"\0" * 20,
+        codec=frames.ZSTD,
+        length=4096,
     ),
     "a-zlib-bomb": _bomb(frames.ZLIB),
     "a-zstd-bomb": _bomb(frames.ZSTD),

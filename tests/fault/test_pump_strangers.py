@@ -9,8 +9,9 @@ import socket
 import ssl
 import struct
 import subprocess
+import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import attrs
@@ -80,14 +81,14 @@ def _chunk() -> bytes:
 def _push(pair: Pair, context: ssl.SSLContext, session: str) -> bytes:
     """Send a HELLO and a chunk behind it without waiting to be let in; return what comes back."""
     answer = b""
-    with contextlib.suppress(ssl.SSLError, ConnectionError):
-        with (
-            socket.create_connection(("127.0.0.1", pair.listening.port), timeout=20) as plain,
-            context.wrap_socket(plain) as secure,
-        ):
-            secure.sendall(_hello(pair, session) + _chunk())
-            while data := secure.recv(65536):
-                answer += data
+    with (
+        contextlib.suppress(ssl.SSLError, ConnectionError),
+        socket.create_connection(("127.0.0.1", pair.listening.port), timeout=20) as plain,
+        context.wrap_socket(plain) as secure,
+    ):
+        secure.sendall(_hello(pair, session) + _chunk())
+        while data := secure.recv(65536):
+            answer += data
     return answer
 
 
@@ -98,9 +99,11 @@ def _refused(pair: Pair, count: int = 1) -> None:
 
 def _self_signed(folder: Path) -> TlsIdentity:
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-        + ["-nodes", "-keyout", "key.pem", "-out", "certificate.pem", "-subj", f"/CN={SOURCE_NAME}"]
-        + ["-addext", f"subjectAltName=DNS:{SOURCE_NAME}"],
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-nodes", "-keyout", "key.pem", "-out", "certificate.pem"),
+            *("-subj", f"/CN={SOURCE_NAME}", "-addext", f"subjectAltName=DNS:{SOURCE_NAME}"),
+        ],
         cwd=folder,
         check=True,
         capture_output=True,
@@ -118,11 +121,11 @@ def test_a_wrong_certificate_gets_nothing_written(
     receiver: Pair, tmp_path: Path, who: str
 ) -> None:
     identity = {
-        "no-certificate": lambda: None,
-        "self-signed": lambda: _self_signed(tmp_path),
-        "another-migration": lambda: mint_identities().source,
-        "target": lambda: receiver.identities.target,
-    }[who]()
+        "no-certificate": None,
+        "self-signed": _self_signed(tmp_path),
+        "another-migration": mint_identities().source,
+        "target": receiver.identities.target,
+    }[who]
 
     answer = _push(receiver, _context(tmp_path, identity), receiver.identities.session)
 
@@ -305,10 +308,7 @@ def test_an_end_that_speaks_no_tls_is_refused(pair: Pair) -> None:
 
 
 @contextlib.contextmanager
-def _background(work: object) -> Generator[None]:
-    import threading
-
-    assert callable(work)
+def _background(work: Callable[[], None]) -> Generator[None]:
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     yield

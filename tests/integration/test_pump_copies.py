@@ -112,11 +112,13 @@ def test_image_files_of_any_size_are_copied(tmp_path: Path) -> None:
 
 def test_progress_never_falls_and_ends_at_all_of_it(tmp_path: Path) -> None:
     seen: list[Streamed] = []
-    with pumps.disks(tmp_path, 16 * MiB, kinds="n") as (source, target):
-        with pumps.pair(source, target) as pair:
-            pair.connect()
-            # Slow enough for a few reports.
-            pair.stream(chunk=256 << 10, read_limit=12 * MiB, on_progress=seen.append)
+    with (
+        pumps.disks(tmp_path, 16 * MiB, kinds="n") as (source, target),
+        pumps.pair(source, target) as pair,
+    ):
+        pair.connect()
+        # Slow enough for a few reports.
+        pair.stream(chunk=256 << 10, read_limit=12 * MiB, on_progress=seen.append)
 
     acked = [one.acked for one in seen]
     assert len(acked) >= 3
@@ -178,17 +180,19 @@ def test_what_was_written_behind_its_back_is_reported(tmp_path: Path) -> None:
 
 
 def test_zeroes_on_the_target_are_proven_too(tmp_path: Path) -> None:
-    with pumps.disks(tmp_path, 4 * MiB, kinds="z") as (source, target):
-        with pumps.pair(source, target) as pair:
-            pair.connect()
-            sent = pair.stream()
-            fd = os.open(target, os.O_WRONLY)
-            try:
-                os.pwrite(fd, b"\1", 2 * MiB + 5)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            proof = pair.read_back()
+    with (
+        pumps.disks(tmp_path, 4 * MiB, kinds="z") as (source, target),
+        pumps.pair(source, target) as pair,
+    ):
+        pair.connect()
+        sent = pair.stream()
+        fd = os.open(target, os.O_WRONLY)
+        try:
+            os.pwrite(fd, b"\1", 2 * MiB + 5)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        proof = pair.read_back()
 
     assert sent.zero == 4 * MiB
     assert sent.wire < 4096
@@ -290,11 +294,12 @@ def test_two_streams_at_once_are_done_one_after_the_other(tmp_path: Path) -> Non
     with pumps.disks(tmp_path, 8 * MiB) as (source, target):
         with pumps.pair(source, target) as pair:
             pair.connect()
+
+            def stream(half: ExtentMap) -> None:
+                results.append(pair.stream(half))
+
             halves = [ExtentMap([(0, 4 * MiB)]), ExtentMap([(4 * MiB, 4 * MiB)])]
-            threads = [
-                threading.Thread(target=lambda half=half: results.append(pair.stream(half)))
-                for half in halves
-            ]
+            threads = [threading.Thread(target=stream, args=(half,)) for half in halves]
             for thread in threads:
                 thread.start()
             for thread in threads:

@@ -34,14 +34,14 @@ def test_the_bandwidth_of_all_streams_together_is_limited(pair: Pair) -> None:
     limit = 4 * MiB
     sent = pair.stream(ExtentMap([(0, 12 * MiB)]), codec="raw", bandwidth=limit)
 
-    assert sent.wire / sent.seconds == pytest.approx(limit, rel=0.15)
+    assert abs(sent.wire / sent.seconds - limit) <= 0.15 * limit
 
 
 def test_reading_is_limited(pair: Pair) -> None:
     limit = 4 * MiB
     sent = pair.stream(ExtentMap([(0, 12 * MiB)]), chunk=256 << 10, read_limit=limit)
 
-    assert sent.read / sent.seconds == pytest.approx(limit, rel=0.15)
+    assert abs(sent.read / sent.seconds - limit) <= 0.15 * limit
 
 
 def test_the_limit_can_be_changed_while_bytes_flow(pair: Pair) -> None:
@@ -65,8 +65,8 @@ def test_the_limit_can_be_changed_while_bytes_flow(pair: Pair) -> None:
 
     before = [one for one in seen if one[0] <= changed[0]]
     after = [one for one in seen if one[0] >= changed[0] + 0.5]
-    assert _rate(before) == pytest.approx(2 * MiB, rel=0.2)
-    assert _rate(after) == pytest.approx(8 * MiB, rel=0.2)
+    assert abs(_rate(before) - 2 * MiB) <= 0.2 * 2 * MiB
+    assert abs(_rate(after) - 8 * MiB) <= 0.2 * 8 * MiB
 
 
 def test_a_limit_can_be_lifted(pair: Pair) -> None:

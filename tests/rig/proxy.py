@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 
 
 class Proxy:
@@ -140,7 +140,7 @@ class Proxy:
 
 
 @contextlib.contextmanager
-def proxy(port: int) -> Iterator[Proxy]:
+def proxy(port: int) -> Generator[Proxy]:
     """A proxy in front of *port* of this machine."""
     made = Proxy(port)
     try:

@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import attrs
@@ -23,7 +23,7 @@ MiB = 1 << 20
 
 def fill(path: Path, size: int, *, seed: int = 1, kinds: str = "nzt") -> None:
     """Write a file of *size* bytes: noise, zeroes and text in turn, in pieces of some 100 KiB."""
-    generator = random.Random(seed)
+    generator = random.Random(seed)  # noqa: S311 - repeatable
     with path.open("wb") as file:
         done = 0
         while done < size:
@@ -124,7 +124,7 @@ def pair(
     streams: int = 2,
     through_proxy: bool = False,
     create_size: int | None = None,
-) -> Iterator[Pair]:
+) -> Generator[Pair]:
     """Two agents on this machine, the receiver listening."""
     with contextlib.ExitStack() as stack:
         agents = [stack.enter_context(_agent(version)) for version in python]
@@ -162,7 +162,7 @@ def disks(
     sectors: tuple[int, int] = (512, 512),
     kinds: str = "nzt",
     target_content: bool = True,
-) -> Iterator[tuple[Path, Path]]:
+) -> Generator[tuple[Path, Path]]:
     """Two loop devices: one filled, the other with something else on it."""
     fill(folder / "source.img", size, seed=1, kinds=kinds)
     if target_content:

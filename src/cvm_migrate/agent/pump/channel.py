@@ -19,7 +19,12 @@ from cvm_migrate.agent.pump.tls import Cut, is_end
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Optional, Tuple
+    from typing import Any, Optional, Tuple
+
+# Type checkers look at this module for Windows too, which lacks these.
+_select = select  # type: Any
+_fcntl = fcntl  # type: Any
+_O_NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # type: int
 
 # An end that has sent nothing else for so long sends ALIVE; one that hears nothing for so long gives up.
 ALIVE_INTERVAL = 2.0
@@ -39,10 +44,11 @@ class Waker(object):
         # type: () -> None
         self._read, self._write = os.pipe()
         for fd in (self._read, self._write):
-            fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.fcntl(fd, fcntl.F_GETFD) | fcntl.FD_CLOEXEC)
-            fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_NONBLOCK)
-        self._poll = select.poll()
-        self._poll.register(self._read, select.POLLIN)
+            _fcntl.fcntl(fd, _fcntl.F_SETFD, _fcntl.fcntl(fd, _fcntl.F_GETFD) | _fcntl.FD_CLOEXEC)
+            flags = _fcntl.fcntl(fd, _fcntl.F_GETFL)
+            _fcntl.fcntl(fd, _fcntl.F_SETFL, flags | _O_NONBLOCK)
+        self._poll = _select.poll()
+        self._poll.register(self._read, _select.POLLIN)
         # Set before the sleeper looks a last time whether there is work, so that nobody's wake is missed.
         self.sleeping = False
 
@@ -60,6 +66,7 @@ class Waker(object):
 
     def fileno(self):
         # type: () -> int
+        """Return what a poll watches."""
         return self._read
 
     def clear(self):
@@ -84,6 +91,7 @@ class Waker(object):
 
     def close(self):
         # type: () -> None
+        """Close the pipe; nobody may wake it any more."""
         os.close(self._read)
         os.close(self._write)
 
@@ -115,14 +123,14 @@ class Channel(object):
         self._fd = secure.fileno()
         self._recv_into = secure.recv_into
         self._send = secure.send
-        self._reading = select.poll()
-        self._writing = select.poll()
-        self._waking = select.poll()
-        self._reading.register(self._fd, select.POLLIN)
-        self._writing.register(self._fd, select.POLLIN | select.POLLOUT)
-        self._waking.register(self._fd, select.POLLOUT)
+        self._reading = _select.poll()
+        self._writing = _select.poll()
+        self._waking = _select.poll()
+        self._reading.register(self._fd, _select.POLLIN)
+        self._writing.register(self._fd, _select.POLLIN | _select.POLLOUT)
+        self._waking.register(self._fd, _select.POLLOUT)
         for poll in (self._reading, self._writing, self._waking):
-            poll.register(waker.fileno(), select.POLLIN)
+            poll.register(waker.fileno(), _select.POLLIN)
         self._scratch = bytearray(_SCRATCH)
         self._inbox = bytearray()
         self._outbox = bytearray()

@@ -41,9 +41,7 @@ def _find_zstd():
     for name in ("compression.zstd", "zstandard", "pyzstd", "zstd"):
         try:
             return importlib.import_module(name)
-        except ImportError:
-            continue
-        except Exception:  # noqa: BLE001 - a broken build of an optional module must not end the pump
+        except Exception:  # noqa: BLE001, S112 - a broken build of it is no reason to end either
             continue
     return None
 
@@ -70,10 +68,10 @@ def compressor(codec, level):
     if codec == "zlib":
         # Python 2's zlib takes no view.
         return lambda data: zlib.compress(_bytes(data) if _PY2 else data, level)
-    assert _zstd is not None  # noqa: S101 - negotiated
-    if hasattr(_zstd, "ZstdCompressor") and hasattr(_zstd, "backend"):
-        return _zstd.ZstdCompressor(level=level, write_content_size=True).compress  # type: ignore[no-any-return]
-    return lambda data: _zstd.compress(data, level)  # type: ignore[union-attr]
+    zstd = _zstd  # type: Any
+    if hasattr(zstd, "ZstdCompressor") and hasattr(zstd, "backend"):
+        return zstd.ZstdCompressor(level=level, write_content_size=True).compress  # type: ignore[no-any-return]
+    return lambda data: zstd.compress(data, level)
 
 
 def decompress(codec, data, length):
@@ -84,19 +82,7 @@ def decompress(codec, data, length):
         FrameError: It stands for something else.
     """
     try:
-        if codec == frames.ZLIB:
-            inflate = zlib.decompressobj()
-            result = inflate.decompress(_bytes(data), length)
-            # All of it may be out before the end mark has been read.
-            if not _at_end(inflate):
-                raise frames.FrameError("a zlib chunk that does not end where it should")
-        elif _zstd is None:
-            raise frames.FrameError("a zstd chunk, which was not agreed on")
-        else:
-            # The libraries allocate what the data announces: look before they do.
-            if zstd_content_size(_bytes(data[:18])) != length:
-                raise frames.FrameError("a zstd chunk that announces another size")
-            result = _open_zstd(data, length)
+        result = _open_zlib(data, length) if codec == frames.ZLIB else _open_zstd(data, length)
     except frames.FrameError:
         raise
     except Exception as error:  # noqa: BLE001 - each library has errors of its own
@@ -106,21 +92,36 @@ def decompress(codec, data, length):
     return result
 
 
+def _open_zlib(data, length):
+    # type: (Any, int) -> bytes
+    inflate = zlib.decompressobj()
+    result = inflate.decompress(_bytes(data), length)
+    # All of it may be out before the end mark has been read.
+    if not _at_end(inflate):
+        raise frames.FrameError("a zlib chunk that does not end where it should")
+    return result
+
+
 def _at_end(inflate):
     # type: (Any) -> bool
     rest = inflate.decompress(inflate.unconsumed_tail, 1)
-    eof = getattr(inflate, "eof", None)
-    # Python 2 cannot tell; the digest will.
-    return not rest and not inflate.unconsumed_tail and eof is not False
+    left = inflate.unconsumed_tail or inflate.unused_data
+    # Python 2 cannot tell whether the end mark was there; the digest will.
+    return not rest and not left and getattr(inflate, "eof", True)
 
 
 def _open_zstd(data, length):
     # type: (Any, int) -> bytes
+    if _zstd is None:
+        raise frames.FrameError("a zstd chunk, which was not agreed on")
+    # The libraries allocate what the data announces: look before they do.
+    if zstd_content_size(_bytes(data[:18])) != length:
+        raise frames.FrameError("a zstd chunk that announces another size")
     if hasattr(_zstd, "backend"):
-        return _zstd.ZstdDecompressor().decompress(data, max_output_size=length)  # type: ignore[union-attr,no-any-return]
+        return _zstd.ZstdDecompressor().decompress(data, max_output_size=length)  # type: ignore[no-any-return]
     if hasattr(_zstd, "ZstdDecompressor"):
-        return _zstd.ZstdDecompressor().decompress(data, length)  # type: ignore[union-attr,no-any-return]
-    return _zstd.decompress(_bytes(data))  # type: ignore[union-attr,no-any-return]
+        return _zstd.ZstdDecompressor().decompress(data, length)  # type: ignore[no-any-return]
+    return _zstd.decompress(_bytes(data))  # type: ignore[no-any-return]
 
 
 def zstd_content_size(start):

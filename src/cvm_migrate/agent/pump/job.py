@@ -3,10 +3,13 @@
 from __future__ import absolute_import, division
 
 import struct
+import sys
 import threading
 
 from cvm_migrate.agent.clock import monotonic
 from cvm_migrate.agent.verbs import AgentError
+
+assert sys.platform != "win32", "pumps run on Linux"  # noqa: S101 - tells type checkers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -178,7 +181,8 @@ def _cut(blob, chunk):
     # type: (bytes, int) -> Iterator[Tuple[int, int]]
     for offset, length in _pairs(blob):
         end = offset + length
-        while offset < end:
-            stop = min(end, (offset // chunk + 1) * chunk)
-            yield offset, stop - offset
-            offset = stop
+        at = offset
+        while at < end:
+            stop = min(end, (at // chunk + 1) * chunk)
+            yield at, stop - at
+            at = stop

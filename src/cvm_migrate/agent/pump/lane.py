@@ -5,6 +5,7 @@ from __future__ import absolute_import, division
 import random
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections import deque
@@ -15,6 +16,8 @@ from cvm_migrate.agent.pump import compression, frames, slots, tls
 from cvm_migrate.agent.pump.channel import ALIVE_INTERVAL, Channel, Waker, tune
 from cvm_migrate.agent.pump.tls import Cut
 from cvm_migrate.agent.verbs import AgentError
+
+assert sys.platform != "win32", "pumps run on Linux"  # noqa: S101 - tells type checkers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -113,8 +116,9 @@ class Lane(object):
         """End the connection, so that what is under way is known to be over when the next one is welcome."""
         with self._cond:
             channel = self.channel
-            if channel is None or not self._in_flight:
+            if channel is None:
                 return
+            # At once: the next job must not take it for connected until it is welcome again.
             self.state = CONNECTING
         channel.shut()
 

@@ -39,7 +39,9 @@ class Bucket(object):
         # type: (Optional[float]) -> None
         with self._lock:
             self._refill()
-            if rate is not None and self._rate is not None and self._tokens < 0:
+            if rate is None:
+                self._tokens = 0.0
+            elif self._rate is not None and self._tokens < 0:
                 # A debt is time, not bytes: at the new rate it would hold everything up, or nothing.
                 self._tokens = self._tokens / self._rate * rate
             else:
@@ -53,12 +55,18 @@ class Bucket(object):
             return 0.0
         with self._lock:
             self._refill()
-            if self._rate is None:
+            rate = self._now()
+            if rate is None:
                 return 0.0
             if self._tokens >= 0:
                 self._tokens -= count
                 return 0.0
-            return min(_LONGEST_WAIT, -self._tokens / self._rate + 0.0001)
+            return min(_LONGEST_WAIT, -self._tokens / rate + 0.0001)
+
+    def _now(self):
+        # type: () -> Optional[float]
+        """Return the rate as it is now, which is not what it was before the lock was taken."""
+        return self._rate
 
     def _refill(self):
         # type: () -> None

@@ -131,7 +131,7 @@ class Pieces(object):
         # type: () -> RangeSet
         """Return the ranges that were written since, or are being written."""
         with self.lock:
-            ranges = list(self._writing.values())
+            ranges = [(offset, offset + length) for offset, length in self._writing.values()]
             log = Log(self._record, self._log[:])
         return log.ranges().union(sorted(ranges))
 
@@ -252,8 +252,7 @@ class RangeSet(object):
         """Add a range that begins at or after the beginning of the last one."""
         numbers = self._numbers
         if numbers and begin <= numbers[-1]:
-            if end > numbers[-1]:
-                numbers[-1] = end
+            numbers[-1] = max(numbers[-1], end)
         elif begin < end:
             numbers.append(begin)
             numbers.append(end)

@@ -5,15 +5,16 @@ It is started by the agent's main process and ends with it: when its standard in
 
 from __future__ import absolute_import
 
+# Not when a host is looked up: the file system with it may be frozen then.
+import encodings.idna
 import os
 import sys
-
-# Nothing may be looked up in the file system later: it may be frozen then.
-import encodings.idna  # noqa: F401, ICN003
 
 from cvm_migrate.agent import blockio, digests, main
 from cvm_migrate.agent.pump import frames, receiver, sender, target, tls
 from cvm_migrate.agent.verbs import AgentError, integer, number, optional_integer, text
+
+assert sys.platform != "win32", "pumps run on Linux"  # noqa: S101 - tells type checkers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from cvm_migrate.agent.verbs import Context, Header, Reply
 
 MOST_STREAMS = 64
+IDNA = encodings.idna
 _CODECS = ("auto", "raw", "zlib", "zstd")
 
 
@@ -51,10 +53,9 @@ class _Pump(object):
         del context, blob, reply
         streams = integer(args, "streams", 1, MOST_STREAMS)
         context_of_tls = tls.make_context(args["tls"], server=True)
-        disks = dict(
-            (disk, target.TargetDisk(handle))
-            for disk, handle in _open_disks(args, "write").items()
-        )
+        disks = {
+            disk: target.TargetDisk(handle) for disk, handle in _open_disks(args, "write").items()
+        }
         made = receiver.Receiver(
             disks, context_of_tls, text(args["tls"], "peer"), text(args, "session"), streams
         )

@@ -6,6 +6,7 @@ import errno
 import hmac
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections import deque
@@ -15,7 +16,9 @@ from cvm_migrate.agent.clock import monotonic
 from cvm_migrate.agent.pump import compression, frames, slots, tls
 from cvm_migrate.agent.pump.channel import ALIVE_INTERVAL, Channel, Waker, tune
 from cvm_migrate.agent.pump.tls import Cut
-from cvm_migrate.agent.verbs import AgentError, from_os_error, integer, text
+from cvm_migrate.agent.verbs import AgentError, from_os_error, integer, text, texts
+
+assert sys.platform != "win32", "pumps run on Linux"  # noqa: S101 - tells type checkers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,7 +62,7 @@ class Receiver(object):
         self._connections = {}  # type: Dict[int, Connection]
         self._sender = None  # type: Optional[Text]
         # Senders whose place another has taken; one that still runs somewhere must not take it back.
-        self._replaced = deque([], 256)  # type: Deque[Text]
+        self._replaced = deque(maxlen=256)  # type: Deque[Text]
         self.bytes = 0
         self.wire = 0
         self.refused = 0
@@ -198,19 +201,14 @@ class Receiver(object):
         lane = integer(hello, "lane", 0, self.streams - 1)
         sender = text(hello, "sender")
         sizes = {}  # type: Dict[int, int]
-        wanted = hello.get("disks")
-        if not isinstance(wanted, dict):
-            raise AgentError("bad-request", "no disks are named")
-        for name, size in wanted.items():
+        wanted = _object(hello, "disks")
+        for name in wanted:
             number = int(name) if len(name) <= 5 and name.isdigit() else -1
             if number not in self.disks:
                 raise AgentError("bad-request", "there is no disk %.20r here" % (name,))
             sizes[number] = integer(wanted, name, 1)
-        offered = hello.get("codecs")
         common = [
-            codec
-            for codec in (offered if isinstance(offered, list) else [])
-            if codec in compression.available()
+            codec for codec in texts(hello, "codecs", 16) if codec in compression.available()
         ]
         for number in sizes:
             self.disks[number].use(algorithm)
@@ -277,7 +275,7 @@ class Connection(object):
                 {
                     "protocol": frames.PROTOCOL,
                     "codecs": self._codecs,
-                    "disks": dict(
+                    "disks": dict(  # noqa: C402 - 2.6
                         (str(number), self._disks[number].handle.size) for number in self._sizes
                     ),
                 },
@@ -467,6 +465,14 @@ class Connection(object):
             disk.write(slot, header.offset, header.length, header.digest)
         self.bytes += header.length
         return None
+
+
+def _object(args, name):
+    # type: (Dict[str, Any], str) -> Dict[str, Any]
+    value = args.get(name)
+    if not isinstance(value, dict):
+        raise AgentError("bad-request", "%s is no object" % name)
+    return value  # pyright: ignore[reportUnknownVariableType] - JSON
 
 
 def _await_hello(channel, waker, end):

@@ -5,15 +5,18 @@ from __future__ import absolute_import, division
 import binascii
 import os
 import socket
+import sys
 import threading
 import time
 
 from cvm_migrate.agent.clock import monotonic
 from cvm_migrate.agent.pump import compression, frames, lane
+from cvm_migrate.agent.pump import job as jobs
 from cvm_migrate.agent.pump.channel import Waker
-from cvm_migrate.agent.pump.job import Job, check_ranges
 from cvm_migrate.agent.pump.pace import Bucket
 from cvm_migrate.agent.verbs import AgentError
+
+assert sys.platform != "win32", "pumps run on Linux"  # noqa: S101 - tells type checkers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +55,7 @@ class Sender(object):
         self.port = port
         self.algorithm = algorithm
         self.patience = patience
-        self.job = None  # type: Optional[Job]
+        self.job = None  # type: Optional[jobs.Job]
         self.sending = Bucket(None, monotonic)
         self.reading = Bucket(None, monotonic)
         self.waker = Waker()
@@ -74,7 +77,9 @@ class Sender(object):
             "lane": number,
             "algorithm": self.algorithm,
             "codecs": compression.available(),
-            "disks": dict((str(disk), handle.size) for disk, handle in self._disks.items()),
+            "disks": dict(  # noqa: C402 - 2.6
+                (str(disk), handle.size) for disk, handle in self._disks.items()
+            ),
         }
 
     def connect(self, streams, reply):
@@ -142,12 +147,13 @@ class Sender(object):
         self._await_lanes(reply)
         facts = self._lanes[0].facts
         room = facts["disks"].get(str(disk), 0)
-        check_ranges(blob, handle, room)
+        jobs.check_ranges(blob, handle, room)
         if codec not in ("auto", "raw") and codec not in facts["codecs"]:
             raise AgentError("unsupported", "not both ends have %s" % codec)
         packing = [name for name in facts["codecs"] if name != "raw"]
         chooser = compression.Chooser(codec, packing[0] if packing else "raw", level)
-        job = Job(disk, handle, blob, chunk, chooser, self.waker)
+        job = jobs.Job(disk, handle, blob, chunk, chooser, self.waker)
+        flush_seconds = 0.0
         self.job = job
         try:
             self._kick(self._lanes)
@@ -177,7 +183,7 @@ class Sender(object):
             one.kick()
 
     def _follow(self, job, reply, over):
-        # type: (Job, Reply, Any) -> None
+        # type: (jobs.Job, Reply, Any) -> None
         """Tell how a job goes until it is over or has failed."""
         told = monotonic()
         while True:
@@ -193,14 +199,13 @@ class Sender(object):
                 reply.part(job.figures())
 
     def _clear(self, job):
-        # type: (Job) -> None
+        # type: (jobs.Job) -> None
         """Get a failed job out of the lanes: what is under way arrives, or its connection is cut."""
         self._kick(self._lanes)
         end = monotonic() + _DRAIN_SECONDS
         while not job.settled and monotonic() < end:
             self.waker.sleeping = True
-            if job.settled:
-                break
-            self.waker.wait(0.1)
-        for one in self._lanes:
-            one.cut()
+            self.waker.wait(0.05)
+        if not job.settled:
+            for one in self._lanes:
+                one.cut()

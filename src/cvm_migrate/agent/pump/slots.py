@@ -11,6 +11,8 @@ import sys
 from cvm_migrate.agent import blockio, digests
 from cvm_migrate.agent.pump import frames
 
+assert sys.platform != "win32", "pumps run on Linux"  # noqa: S101 - tells type checkers
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any

@@ -2,12 +2,15 @@
 
 from __future__ import absolute_import, division
 
+import sys
 import threading
 
 from cvm_migrate.agent import digests
 from cvm_migrate.agent.clock import monotonic
 from cvm_migrate.agent.pump import frames, pieces, slots
 from cvm_migrate.agent.verbs import AgentError
+
+assert sys.platform != "win32", "pumps run on Linux"  # noqa: S101 - tells type checkers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -331,20 +334,17 @@ class _Reading(object):
         except AgentError as error:
             # The code `read` is for the source's disk.
             error.code = "write" if error.code == "read" else error.code
-            raise error
+            raise
         view = slot.chunk(length)
         for offset, size, digest in group:
             part = view[offset - begin : offset - begin + size]
             actual = digests.digest(self._algorithm, part)
-            if digest is None:
-                right = slots.is_zero(self._algorithm, actual, part)
-            else:
-                right = actual == digest
-            if not right:
+            zero = digest is None and slots.is_zero(self._algorithm, actual, part)
+            if not zero and actual != digest:
                 found.suspects.append(offset, offset + size)
                 continue
             found.proven.append(offset, offset + size)
-            if digest is None:
+            if zero:
                 found.zeroes.append(offset, offset + size)
         with self._lock:
             self.done += length

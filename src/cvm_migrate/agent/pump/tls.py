@@ -8,12 +8,16 @@ import select
 import socket
 import ssl
 
+from cvm_migrate.agent import names
 from cvm_migrate.agent.clock import monotonic
 from cvm_migrate.agent.verbs import AgentError, text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Text
+    from typing import Any, Dict, List, Text
+
+# Type checkers look at this module for Windows too, which lacks its `poll`.
+_select = select  # type: Any
 
 # TLS 1.2; the suites of 1.3 are all of this kind.
 _CIPHERS = (
@@ -56,13 +60,14 @@ def make_context(tls, server):
             "this Python's OpenSSL (%s) lacks the ciphers: %s" % (ssl.OPENSSL_VERSION, error),
             remedy=_REMEDY,
         )
-    if hasattr(context, "set_ciphersuites"):  # Python 3.15
-        context.set_ciphersuites(_CIPHERSUITES)
+    set_ciphersuites = getattr(context, "set_ciphersuites", None)  # type: Any
+    if set_ciphersuites is not None:  # Python 3.15
+        set_ciphersuites(_CIPHERSUITES)
     if hasattr(context, "num_tickets") and server:
         # Nothing is resumed; and a ticket would wake a sender that waits for an answer.
         context.num_tickets = 0
     try:
-        context.load_verify_locations(cadata=_unicode(ca))
+        context.load_verify_locations(cadata=names.to_text(ca))
         _load_pair(context, certificate, key)
     except (ssl.SSLError, ValueError, EnvironmentError) as error:
         raise AgentError("bad-request", "the TLS identity cannot be used: %s" % (error,))
@@ -88,18 +93,13 @@ def _bare_context(server):
     return context
 
 
-def _unicode(value):
-    # type: (Any) -> Text
-    return value if not isinstance(value, bytes) else value.decode("ascii")
-
-
 def _load_pair(context, certificate, key):
     # type: (ssl.SSLContext, str, str) -> None
     """Give a context its certificate and key, which OpenSSL reads from files only: from two pipes."""
-    pipes = []
+    pipes = []  # type: List[int]
     try:
         for pem in (certificate, key):
-            data = pem.encode("ascii") if not isinstance(pem, bytes) else pem
+            data = names.to_bytes(pem)
             if len(data) > 32 << 10:
                 # More would not fit into a pipe, and writing it would wait for ever.
                 raise ValueError("a PEM text of %d bytes" % len(data))
@@ -145,9 +145,9 @@ def shake(secure, end):
             secure.do_handshake()
             return
         except ssl.SSLWantReadError:
-            wanted = select.POLLIN
+            wanted = _select.POLLIN
         except ssl.SSLWantWriteError:
-            wanted = select.POLLOUT
+            wanted = _select.POLLOUT
         except ssl.SSLError as error:
             if is_end(error):
                 raise Cut("the connection ended during the TLS handshake")
@@ -175,7 +175,7 @@ def linger(sock, end):
                 if error.errno != errno.EAGAIN:
                     raise
                 try:
-                    _wait(sock, select.POLLIN, end, "")
+                    _wait(sock, _select.POLLIN, end, "")
                 except Cut:
                     return
     finally:
@@ -187,7 +187,7 @@ def _wait(sock, wanted, end, late):
     left = end - monotonic()
     if left <= 0:
         raise Cut(late)
-    poll = select.poll()
+    poll = _select.poll()
     poll.register(sock.fileno(), wanted)
     try:
         poll.poll(int(left * 1000) + 1)
@@ -212,11 +212,10 @@ def check_peer(secure, name):
         AgentError: ``peer``: it is another.
     """
     certificate = secure.getpeercert()  # type: Any
-    names = [
-        value for kind, value in (certificate or {}).get("subjectAltName", ()) if kind == "DNS"
-    ]
-    if names != [name]:
+    pairs = certificate.get("subjectAltName", ()) if certificate else ()  # type: Any
+    found = [value for kind, value in pairs if kind == "DNS"]  # type: List[Text]
+    if found != [name]:
         raise AgentError(
             "peer",
-            "the peer's certificate is for %s, not for %s" % (", ".join(names) or "no one", name),
+            "the peer's certificate is for %s, not for %s" % (", ".join(found) or "no one", name),
         )

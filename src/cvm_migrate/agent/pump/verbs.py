@@ -3,7 +3,7 @@
 from __future__ import absolute_import
 
 import os
-import subprocess
+import sys
 import threading
 import weakref
 
@@ -12,6 +12,8 @@ from cvm_migrate.agent.clock import monotonic
 from cvm_migrate.agent.pump import frames
 from cvm_migrate.agent.pump.channel import Waker
 from cvm_migrate.agent.verbs import AgentError, integer
+
+assert sys.platform != "win32", "pumps run on Linux"  # noqa: S101 - tells type checkers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -245,9 +247,9 @@ def _begin(verb, context, args, reply, writing):
 def _disks(context, args, writing):
     # type: (Context, Header, bool) -> Dict[str, Dict[str, Any]]
     """Return what a pump opens, by the disks' numbers."""
-    wanted = args.get("disks")
-    if not isinstance(wanted, dict) or not wanted:
+    if not isinstance(args.get("disks"), dict) or not args["disks"]:
         raise AgentError("bad-request", "disks must be an object with at least one handle")
+    wanted = args["disks"]  # type: Dict[str, Any]
     found = {}  # type: Dict[str, Dict[str, Any]]
     for name in wanted:
         if not name.isdigit() or len(name) > 5 or int(name) > frames.MAX_DISK:
