@@ -145,17 +145,22 @@ class Guest:
             process.wait()
 
     def _ask_to_power_down(self) -> None:
-        try:
-            with socket.socket(socket.AF_UNIX) as monitor:
-                monitor.settimeout(_PATIENCE)
-                monitor.connect(str(self._monitor))
-                reader = monitor.makefile("rb")
-                reader.readline()
-                for name in ("qmp_capabilities", "system_powerdown"):
-                    monitor.sendall(json.dumps({"execute": name}).encode() + b"\n")
-                    while True:
-                        answer: dict[str, Any] = json.loads(reader.readline())
-                        if "return" in answer or "error" in answer:
-                            break
-        except (OSError, ValueError) as error:
-            _log.debug("the guest cannot be asked to power down: %s", error)
+        if sys.platform != "win32":
+            try:
+                with socket.socket(socket.AF_UNIX) as monitor:
+                    monitor.settimeout(_PATIENCE)
+                    monitor.connect(str(self._monitor))
+                    _power_down(monitor)
+            except (OSError, ValueError) as error:
+                _log.debug("the guest cannot be asked to power down: %s", error)
+
+
+def _power_down(monitor: socket.socket) -> None:
+    """Say it in QEMU's monitor protocol, and wait until it is understood."""
+    with monitor.makefile("rb") as reader:
+        reader.readline()
+        for name in ("qmp_capabilities", "system_powerdown"):
+            monitor.sendall(json.dumps({"execute": name}).encode() + b"\n")
+            answer: dict[str, Any] = {}
+            while "return" not in answer and "error" not in answer:
+                answer = json.loads(reader.readline())
