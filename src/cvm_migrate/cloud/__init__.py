@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cvm_migrate.cloud._assume_role import AssumeRoleCredentials
-from cvm_migrate.cloud._checks import TargetWish, check_instance
+from cvm_migrate.cloud._checks import TargetWish, check_fit, check_instance
 from cvm_migrate.cloud._client import CloudClient
 from cvm_migrate.cloud._credentials import (
     CredentialSource,
@@ -84,6 +84,7 @@ __all__ = [
     "TemporaryCredentials",
     "Transition",
     "Verdict",
+    "check_fit",
     "check_instance",
     "evaluate",
     "one_time_password",

@@ -12,7 +12,7 @@ from cvm_migrate.cloud._facts import InstanceFacts
 from cvm_migrate.cloud._security_groups import MY_PUBLIC_IP, SecurityGroups, evaluate, parse_source
 from cvm_migrate.cloud._snapshots import Snapshots
 from cvm_migrate.cloud._states import STATES, Call, InstanceState, StateKind, transition
-from cvm_migrate.deadline import Deadline
+from cvm_migrate.deadline import CancelToken, Deadline
 from cvm_migrate.errors import CvmMigrateError, ServiceError, ThrottledError
 from cvm_migrate.model import Finding, Severity
 from cvm_migrate.units import format_size
@@ -72,7 +72,11 @@ class TargetWish:
 
 
 def check_instance(
-    instance: InstanceCalls, wish: TargetWish, *, deadline: Deadline | None = None
+    instance: InstanceCalls,
+    wish: TargetWish,
+    *,
+    deadline: Deadline | None = None,
+    cancel: CancelToken | None = None,
 ) -> tuple[Finding, ...]:
     """Look at an instance with the eyes of a migration; changes nothing.
 
@@ -81,19 +85,31 @@ def check_instance(
     if wish.source not in {None, MY_PUBLIC_IP}:
         parse_source(str(wish.source))
     try:
-        facts = instance.describe(deadline=deadline)
+        facts = instance.describe(deadline=deadline, cancel=cancel)
     except CvmMigrateError as error:
         return (_from_error(error),)
     return (
         *_clock(instance),
-        *_state(facts, wish),
-        *_kind(facts, wish),
-        *_disks(facts, wish),
-        *_reach(facts),
+        *check_facts(facts, wish),
         *_rules(instance, facts, wish, deadline),
         *_snapshots(instance, facts, wish, deadline),
         Finding(Severity.INFO, f"The target is {facts}"),
     )
+
+
+def check_facts(facts: InstanceFacts, wish: TargetWish) -> tuple[Finding, ...]:
+    """Return what can be told from what the API says of the instance, without another call."""
+    return (
+        *_state(facts, wish),
+        *_kind(facts),
+        *_reach(facts),
+        *check_fit(facts, wish),
+    )
+
+
+def check_fit(facts: InstanceFacts, wish: TargetWish) -> tuple[Finding, ...]:
+    """Return what speaks against this source on this instance: processor, boot mode, number and sizes of disks."""
+    return (*_likeness(facts, wish), *_disks(facts, wish))
 
 
 def _from_error(error: CvmMigrateError) -> Finding:
@@ -176,7 +192,7 @@ def _state(facts: InstanceFacts, wish: TargetWish) -> list[Finding]:
     return found
 
 
-def _kind(facts: InstanceFacts, wish: TargetWish) -> list[Finding]:
+def _kind(facts: InstanceFacts) -> list[Finding]:
     found: list[Finding] = []
     if facts.architecture == "arm64":
         found.append(
@@ -187,7 +203,21 @@ def _kind(facts: InstanceFacts, wish: TargetWish) -> list[Finding]:
                 "Name an x86 instance",
             )
         )
-    elif wish.machine is not None and wish.machine not in {
+    if facts.region not in _RESCUE_REGIONS:
+        found.append(
+            Finding(
+                Severity.WARNING,
+                f"Rescue mode is not documented for {facts.region}",
+                "",
+                "prepare() will tell; another region may be needed",
+            )
+        )
+    return found
+
+
+def _likeness(facts: InstanceFacts, wish: TargetWish) -> list[Finding]:
+    found: list[Finding] = []
+    if wish.machine is not None and wish.machine not in {
         "x86_64",
         "amd64",
         "i686",
@@ -200,15 +230,6 @@ def _kind(facts: InstanceFacts, wish: TargetWish) -> list[Finding]:
                 f"The source's system is made for {wish.machine} and does not run on {facts.instance_type}",
                 "",
                 "Only x86 sources can be migrated to a CVM in rescue mode",
-            )
-        )
-    if facts.region not in _RESCUE_REGIONS:
-        found.append(
-            Finding(
-                Severity.WARNING,
-                f"Rescue mode is not documented for {facts.region}",
-                "",
-                "prepare() will tell; another region may be needed",
             )
         )
     if wish.firmware == "uefi":

@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 import attrs
 
-from cvm_migrate.cloud._checks import TargetWish, check_instance
+from cvm_migrate.cloud._checks import TargetWish, check_facts, check_instance
 from cvm_migrate.cloud._instance import CvmInstance, InstanceHealth, RescueAccess
 from cvm_migrate.cloud._ledger import LedgerStatus, MigrationLedger
 from cvm_migrate.cloud._security_groups import SecurityGroups
@@ -22,7 +22,7 @@ from cvm_migrate.cloud._snapshots import DiskSnapshot, Snapshots
 from cvm_migrate.cloud._states import InstanceState
 from cvm_migrate.deadline import CancelToken, Deadline
 from cvm_migrate.errors import CvmMigrateError, InstanceStateError, StepOrderError
-from cvm_migrate.model import Finding
+from cvm_migrate.model import Finding, Severity
 
 _log: Final = logging.getLogger("cvm_migrate.cloud")
 
@@ -92,6 +92,10 @@ class RescueTarget:
             CvmMigrateError: What the part raises that failed; the instance is as the remedy says.
         """
         facts = self.instance.describe(deadline=deadline, cancel=cancel)
+        # What this migration entered it may leave and enter again; what someone else did, only if told so.
+        renew = self._wish.take_over or _ENTERED in self._notes
+        if _ENTERED not in self._notes:
+            self._refuse(check_facts(facts, self._wish))
         if _TAG not in self._notes:
             self._notes[_TAG] = secrets.token_hex(6)
         if _WAS not in self._notes:
@@ -114,10 +118,6 @@ class RescueTarget:
                 deadline=deadline,
                 cancel=cancel,
             )
-        # What this migration entered it may leave and enter again; what someone else did, only if told so.
-        renew = self._wish.take_over or _ENTERED in self._notes
-        if not renew and facts.state is InstanceState.RESCUE_MODE:
-            raise self._taken()
         self._notes[_ENTERED] = "perhaps"
         access = self.instance.enter_migration(
             renew=renew and not self.instance.knows_password, deadline=deadline, cancel=cancel
@@ -202,6 +202,7 @@ class RescueTarget:
             self._close_port(deadline, cancel)
         except CvmMigrateError as error:
             failed.append(error)
+        put_back = self.written
         restored = self._back(restore, done, deadline, cancel)
         facts = self.instance.describe(deadline=deadline, cancel=cancel)
         if restored and self._notes.get(_WAS) == "RUNNING":
@@ -214,10 +215,14 @@ class RescueTarget:
             )
         if failed:
             raise failed[0]
-        if restored and self.snapshots and not any("put back" in line for line in done):
+        if restored and self.snapshots and not put_back:
             self.discard_snapshots(deadline=deadline, cancel=cancel)
             done.append("its snapshots were deleted: the disks were never written")
         self._report("fail")
+        if restored:
+            # What comes next is a migration of its own; its snapshots are its own, too.
+            for name in (_TAG, _WAS, _SNAPSHOTS, _ENTERED, _LEDGER):
+                self._notes.pop(name, None)
         return AbortReport(facts.state, restored, tuple(done))
 
     # Inside
@@ -270,10 +275,13 @@ class RescueTarget:
             # No migration fails for a line in a list.
             _log.warning("the migration could not be entered in the list: %s", error)
 
-    def _taken(self) -> InstanceStateError:
-        return InstanceStateError(
-            f"{self.instance.instance_id} waits for migration already, and not because of this migration",
-            remedy="Make sure that nobody else is migrating to it; then call leave_migration(), or allow it to be "
-            "taken over (take_over=True)",
-            device=self.instance.instance_id,
-        )
+    def _refuse(self, findings: Sequence[Finding]) -> None:
+        """Raise for the first finding that forbids it, before anything is touched."""
+        for finding in findings:
+            if finding.severity is Severity.BLOCKER:
+                evidence = f" ({finding.evidence})" if finding.evidence else ""
+                raise InstanceStateError(
+                    f"{self.instance.instance_id} cannot be the target: {finding.title}{evidence}",
+                    remedy=finding.remedy or None,
+                    device=self.instance.instance_id,
+                )
