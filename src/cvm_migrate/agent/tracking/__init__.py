@@ -7,18 +7,31 @@ See ``docs/explanation/change-tracking.md`` for why nothing is lost. Usable with
 
 from __future__ import absolute_import
 
-from collections import namedtuple
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Dict, Optional, Sequence, Text, Tuple
 
     from cvm_migrate.agent.tracking.base import Tracker
 
-#: A whole disk: its path (for messages), its size in bytes, its numbers.
-Device = namedtuple("Device", ("path", "size", "major", "minor"))
-
 RUNGS = ("ebpf", "tracefs")
+
+
+class Device(object):
+    """A whole disk.
+
+    Attributes:
+        path: For messages.
+        size: Bytes.
+        major: First of its numbers.
+        minor: Second of its numbers.
+    """
+
+    def __init__(self, path, size, major, minor):
+        # type: (Text, int, int, int) -> None
+        self.path = path
+        self.size = size
+        self.major = major
+        self.minor = minor
 
 
 def probe():
@@ -47,9 +60,8 @@ def start(devices, rungs, block):
     from cvm_migrate.agent.tracking import ebpf, marks, system, tracefs
     from cvm_migrate.agent.tracking.base import Refused
 
-    makers = {"ebpf": ebpf.start, "tracefs": tracefs.start}
     for name in rungs:
-        if name not in makers:
+        if name not in RUNGS:
             raise ValueError("unknown rung %s" % name)
     if not devices:
         raise ValueError("no devices to track")
@@ -61,7 +73,9 @@ def start(devices, rungs, block):
     refused = {}  # type: Dict[str, Text]
     for name in rungs:
         try:
-            return makers[name](devices, block), refused
+            if name == "ebpf":
+                return ebpf.start(devices, block), refused
+            return tracefs.start(devices, block), refused
         except Refused as error:
             refused[name] = error.reason
     return None, refused

@@ -54,27 +54,27 @@ class Assembler(object):
 
     def load(self, size, destination, base, offset=0):
         # type: (int, int, int, int) -> None
-        """destination = memory[base + offset]."""
+        """Do ``destination = memory[base + offset]``."""
         self._add(_LDX | _MEM | _SIZE[size], destination, base, offset)
 
     def store(self, size, base, offset, source):
         # type: (int, int, int, int) -> None
-        """memory[base + offset] = source."""
+        """Do ``memory[base + offset] = source``."""
         self._add(_STX | _MEM | _SIZE[size], base, source, offset)
 
     def store_number(self, size, base, offset, number):
         # type: (int, int, int, int) -> None
-        """memory[base + offset] = number."""
+        """Do ``memory[base + offset] = number``."""
         self._add(_ST | _MEM | _SIZE[size], base, 0, offset, number)
 
     def set(self, destination, operator, source):
         # type: (int, str, int) -> None
-        """destination operator= source, in 64 bits, unsigned."""
+        """Do ``destination operator= source``, in 64 bits, unsigned."""
         self._add(_ALU64 | _REGISTER | _ALU[operator], destination, source)
 
     def set_number(self, destination, operator, number):
         # type: (int, str, int) -> None
-        """destination operator= number, which is sign-extended from 32 bits."""
+        """Do ``destination operator= number``; the number is sign-extended from 32 bits."""
         self._add(_ALU64 | _ALU[operator], destination, 0, 0, number)
 
     def jump(self, label):
@@ -97,13 +97,13 @@ class Assembler(object):
 
     def map(self, destination, fd):
         # type: (int, int) -> None
-        """destination = the map with that descriptor."""
+        """Set the destination to the map with that descriptor."""
         self._add(_LD | _SIZE[8], destination, _MAP_FD, 0, fd)
         self._add(0)
 
     def map_value(self, destination, fd, offset):
         # type: (int, int, int) -> None
-        """destination = address of a byte in the first value of an array."""
+        """Set the destination to the address of a byte in the first value of an array."""
         self._add(_LD | _SIZE[8], destination, _MAP_VALUE, 0, fd)
         self._add(0, 0, 0, 0, offset)
 
@@ -114,12 +114,12 @@ class Assembler(object):
 
     def atomic_add(self, base, offset, source):
         # type: (int, int, int) -> None
-        """memory[base + offset] += source, 64 bits at once."""
+        """Do ``memory[base + offset] += source, 64 bits at once``."""
         self._add(_STX | _ATOMIC | _SIZE[8], base, source, offset, _ATOMIC_ADD)
 
     def atomic_or(self, base, offset, source):
         # type: (int, int, int) -> None
-        """memory[base + offset] |= source, 64 bits at once (Linux 5.12)."""
+        """Do ``memory[base + offset] |= source, 64 bits at once (Linux 5.12)``."""
         self._add(_STX | _ATOMIC | _SIZE[8], base, source, offset, _ATOMIC_OR)
 
     def exit(self):

@@ -4,7 +4,7 @@ from __future__ import absolute_import
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, Iterable, List, Optional, Sequence, Text, Tuple
+    from typing import Dict, Iterable, List, Optional, Sequence, Text, Tuple, TypeVar
 
     from cvm_migrate.agent.tracking import Device
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     Collected = Tuple[
         Iterable[Tuple[int, int]], Iterable[Tuple[int, int]], bool, Optional[Text], int
     ]
+    Self = TypeVar("Self", bound="Tracker")
     #: Bytes marked; certain; reason; events.
     Peeked = Tuple[int, bool, Optional[Text], int]
 
@@ -76,7 +77,7 @@ class Tracker(object):
         return "; ".join(reasons) if reasons else None
 
     def __enter__(self):
-        # type: () -> Tracker
+        # type: (Self) -> Self
         return self
 
     def __exit__(self, *exc_info):

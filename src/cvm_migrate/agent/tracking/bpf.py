@@ -7,8 +7,11 @@ import errno
 import os
 import resource
 import struct
+import sys
 
 from cvm_migrate.agent.tracking import system
+
+assert sys.platform != "win32", "eBPF is Linux's"  # noqa: S101 - tells type checkers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

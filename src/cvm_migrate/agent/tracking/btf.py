@@ -66,11 +66,13 @@ class Types(object):
         if magic != _MAGIC:
             raise UnknownType("%s is not BTF of this byte order" % PATH)
         self._names = data[header + names_at : header + names_at + names_length]
-        self._words = array.array("I")
+        self._words = array.array("I")  # type: array.array[int]
         types = data[header + type_at : header + type_at + type_length]
         # frombytes is new in Python 3.2, fromstring is gone since 3.9.
-        getattr(self._words, "frombytes", getattr(self._words, "fromstring", None))(types)
-        self._places = array.array("I", [0])
+        getattr(self._words, "frombytes" if hasattr(self._words, "frombytes") else "fromstring")(
+            types
+        )
+        self._places = array.array("I", [0])  # type: array.array[int]
         self._found = {}  # type: Dict[Tuple[int, str], int]
         self._index(wanted)
 

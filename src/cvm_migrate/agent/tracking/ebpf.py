@@ -6,9 +6,12 @@ import mmap
 import os
 import struct
 import sys
+import time
 
 from cvm_migrate.agent.tracking import bpf, btf, marks, programs, system
 from cvm_migrate.agent.tracking.base import Refused, Tracker
+
+assert sys.platform != "win32", "eBPF is Linux's"  # noqa: S101 - tells type checkers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 # keeping one copy from running again; the third is free.
 _COPIES = 3
 _BYTES_UP_TO = 128 << 30
+# Longer than a write takes on a disk that isn't overloaded. At rest, as when frozen, nothing is waited for.
+_SETTLE_SECONDS = 0.05
 _COUNTER = struct.Struct("=Q")
 
 
@@ -41,6 +46,12 @@ def _check_machine():
         raise Refused("there are no eBPF programs for this machine (%s)" % os.uname()[4])
     if not os.path.exists(btf.PATH):
         raise Refused("this kernel does not describe its types (no %s)" % btf.PATH)
+
+
+def _check_barrier():
+    # type: () -> None
+    if not system.wait_for_tracepoints():
+        raise Refused("this kernel cannot wait for running programs (membarrier)")
 
 
 def start(devices, block, form=None):
@@ -68,8 +79,8 @@ def start(devices, block, form=None):
         raise Refused(bpf.reason_of(error))
     for each in forms:
         try:
-            if each == marks.BITS and not system.wait_for_tracepoints():
-                raise Refused("membarrier(2) is missing")
+            if each == marks.BITS:
+                _check_barrier()
             size = marks.choose_block([device.size for device in devices], each, block)
             return EbpfTracker(devices, size, each, layout, types)
         except (EnvironmentError, ValueError, Refused, bpf.VerifierError) as error:
@@ -86,8 +97,7 @@ class _DeviceMap(object):
         self._size = device.size
         self._block = block
         self._fds = []  # type: List[int]
-        self._memory = None  # type: Optional[mmap.mmap]
-        self._control = None  # type: Optional[mmap.mmap]
+        self._mapped = []  # type: List[mmap.mmap]
         generations = 2 if form == marks.BITS else 1
         self._written_pages = marks.pages_for(device.size, block, form)
         self._discarded_pages = marks.pages_for(device.size, block * marks.DISCARD_FACTOR, form)
@@ -102,7 +112,9 @@ class _DeviceMap(object):
             control = bpf.create_array(1)
             self._fds.append(control)
             self._memory = mmap.mmap(array, pages * marks.PAGE)
+            self._mapped.append(self._memory)
             self._control = mmap.mmap(control, marks.PAGE)
+            self._mapped.append(self._control)
             self._put(programs.DISCARDED_GENERATION, self._discarded_at)
             self._attach(self._target(device, array, control), layout, types)
         except BaseException:
@@ -111,19 +123,20 @@ class _DeviceMap(object):
 
     def _target(self, device, array, control):
         # type: (Device, int, int) -> programs.Target
-        # A sector is 512 bytes.
-        fine = self._block.bit_length() - 1 - 9
-        discard = (self._block * marks.DISCARD_FACTOR).bit_length() - 1 - 9
-        coarse = programs.COARSE_BLOCK.bit_length() - 1 - 9
+        coarse = programs.COARSE_BLOCK
         return programs.Target(
-            major=device.major,
-            minor=device.minor,
-            pages=array,
-            control=control,
-            written=programs.Plane(0, fine, self._form),
-            discarded=programs.Plane(self._discarded_at, discard, self._form),
-            written_coarse=programs.Plane(self._written_coarse_at, coarse, marks.BYTES),
-            discarded_coarse=programs.Plane(self._discarded_coarse_at, coarse, marks.BYTES),
+            device.major,
+            device.minor,
+            array,
+            control,
+            (
+                programs.Plane(0, self._block, self._form),
+                programs.Plane(self._written_coarse_at, coarse, marks.BYTES),
+            ),
+            (
+                programs.Plane(self._discarded_at, self._block * marks.DISCARD_FACTOR, self._form),
+                programs.Plane(self._discarded_coarse_at, coarse, marks.BYTES),
+            ),
         )
 
     def _attach(self, target, layout, types):
@@ -137,12 +150,10 @@ class _DeviceMap(object):
 
     def _get(self, place):
         # type: (int) -> int
-        assert self._control is not None
         return int(_COUNTER.unpack_from(self._control[place : place + 8])[0])
 
     def _put(self, place, value):
         # type: (int, int) -> None
-        assert self._control is not None
         self._control[place : place + 8] = _COUNTER.pack(value)
 
     def events(self):
@@ -197,7 +208,6 @@ class _DeviceMap(object):
 
     def _take(self, page, pages, block, form, clear):
         # type: (int, int, int, str, bool) -> marks.Snapshot
-        assert self._memory is not None
         return marks.take(self._memory, page * marks.PAGE, pages, block, form, clear)
 
     def close(self):
@@ -205,10 +215,8 @@ class _DeviceMap(object):
         # The last first: a program is taken from its tracepoint before it is let go.
         while self._fds:
             bpf.close(self._fds.pop())
-        for memory in (self._memory, self._control):
-            if memory is not None:
-                memory.close()
-        self._memory = self._control = None
+        while self._mapped:
+            self._mapped.pop().close()
 
 
 class EbpfTracker(Tracker):
@@ -251,7 +259,9 @@ class EbpfTracker(Tracker):
 
     def collect(self, index):
         # type: (int) -> Collected
+        """See :meth:`Tracker.collect`."""
         (written, discarded), reason, events = self._look(index, clear=True)
+        self._let_writes_end(index)
         size = self.devices[index].size
         changed = marks.union(written[0].ranges(size), written[1].ranges(size))
         again = marks.union(written[0].ranges(size), written[1].ranges(size))
@@ -260,8 +270,17 @@ class EbpfTracker(Tracker):
         )
         return marks.lengths(changed), marks.lengths(gone), reason is None, reason, events
 
+    def _let_writes_end(self, index):
+        # type: (int) -> None
+        """Wait a little for the writes that were under way: what they write is then read with this pass."""
+        device = self.devices[index]
+        end = time.time() + _SETTLE_SECONDS
+        while time.time() < end and system.writes_in_flight(device.major, device.minor):
+            time.sleep(0.002)
+
     def peek(self, index):
         # type: (int) -> Peeked
+        """See :meth:`Tracker.peek`."""
         (written, discarded), reason, events = self._look(index, clear=False)
         size = self.devices[index].size
         marked = marks.union(
@@ -272,5 +291,6 @@ class EbpfTracker(Tracker):
 
     def close(self):
         # type: () -> None
+        """See :meth:`Tracker.close`."""
         while self._maps:
             self._maps.pop().close()

@@ -1,7 +1,7 @@
 """A tracing instance of ours: made, read and removed by one process, and what dead ones left.
 
-Making and removing are serialized on the whole machine: two processes that removed instances at the same time have crashed
-a 6.18 kernel. See ``docs/explanation/change-tracking.md``.
+Making and removing are serialized on the whole machine: two processes that removed instances at the same time have
+crashed a 6.18 kernel. See ``docs/explanation/change-tracking.md``.
 """
 
 from __future__ import absolute_import
@@ -10,9 +10,12 @@ import errno
 import fcntl
 import os
 import re
+import sys
 import time
 
 from cvm_migrate.agent.tracking import ring, system
+
+assert sys.platform != "win32", "tracefs is Linux's"  # noqa: S101 - tells type checkers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,19 +45,23 @@ class _Lock(object):
         self._fd = os.open(instances, os.O_RDONLY)
         end = time.time() + _LOCK_SECONDS
         try:
-            while True:
-                try:
-                    fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    return
-                except EnvironmentError as error:
-                    if error.errno not in (errno.EAGAIN, errno.EACCES):
-                        raise
-                if time.time() > end:
-                    raise OSError(errno.EBUSY, "another process makes or removes instances")
+            while not self._taken(end):
                 time.sleep(0.01)
         except BaseException:
             os.close(self._fd)
             raise
+
+    def _taken(self, end):
+        # type: (float) -> bool
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except EnvironmentError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EINTR):
+                raise
+            if time.time() > end:
+                raise OSError(errno.EBUSY, "another process makes or removes instances")
+            return False
+        return True
 
     def __enter__(self):
         # type: () -> None
@@ -68,7 +75,7 @@ class _Lock(object):
 def left_overs(instances):
     # type: (str) -> List[str]
     """Return names of instances whose makers are dead."""
-    found = []
+    found = []  # type: List[str]
     for name in os.listdir(instances):
         match = _NAME.match(name)
         if match and system.start_time(int(match.group(1))) != int(match.group(2)):
@@ -126,7 +133,7 @@ class Instance(object):
             if os.path.exists(sub):
                 with open(sub) as file:
                     size = int(file.read()) * 1024
-            self.layout = layout._replace(size=size)
+            self.layout = ring.PageLayout(size, layout.commit, layout.data)
             self.ring_pages = kb * 1024 // size + 2
             self.set_numbers(numbers)
             for cpu in cpus:
@@ -207,8 +214,8 @@ class Instance(object):
 def numbers_for(devices):
     # type: (Sequence[Device]) -> Dict[int, Set[int]]
     """Return, for each device's index, the kernel numbers of the disk and its partitions."""
-    found = {}
+    found = {}  # type: Dict[int, Set[int]]
     for index, device in enumerate(devices):
         pairs = system.numbers_of(device.major, device.minor)
-        found[index] = set(major << 20 | minor for major, minor in pairs)
+        found[index] = {major << 20 | minor for major, minor in pairs}
     return found

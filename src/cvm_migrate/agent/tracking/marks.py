@@ -175,15 +175,16 @@ def subtract(these, without):
     holes = iter(without)
     hole = next(holes, None)
     for start, end in these:
-        while start < end:
-            while hole is not None and hole[1] <= start:
+        at = start
+        while at < end:
+            while hole is not None and hole[1] <= at:
                 hole = next(holes, None)
             if hole is None or hole[0] >= end:
-                yield start, end
+                yield at, end
                 break
-            if hole[0] > start:
-                yield start, hole[0]
-            start = hole[1]
+            if hole[0] > at:
+                yield at, hole[0]
+            at = hole[1]
 
 
 def lengths(spans):

@@ -7,8 +7,6 @@ the last, 8 the word or byte that is marked now, 7 counts them.
 
 from __future__ import absolute_import
 
-from collections import namedtuple
-
 from cvm_migrate.agent.tracking import btf, marks
 from cvm_migrate.agent.tracking.assembler import FRAME, Assembler
 
@@ -45,22 +43,43 @@ WANTED = [(btf.STRUCT, name) for name in _STRUCTS] + [
     (btf.TYPEDEF, "btf_trace_" + name) for name in TRACEPOINTS
 ]
 
-#: Where a map begins in the array (pages), what a mark of it stands for (power of two, in sectors), its form.
-Plane = namedtuple("Plane", ("page", "shift", "form"))
-#: What a program marks: the array, the control page, a fine and a coarse plane for writes and for discards.
-Target = namedtuple(
-    "Target",
-    (
-        "major",
-        "minor",
-        "pages",
-        "control",
-        "written",
-        "discarded",
-        "written_coarse",
-        "discarded_coarse",
-    ),
-)
+
+class Plane(object):
+    """One map inside the array.
+
+    Attributes:
+        page: Where it begins.
+        shift: A mark of it stands for 2 to the power of this sectors of 512 bytes.
+        form: ``bits`` or ``bytes``.
+    """
+
+    def __init__(self, page, block, form):
+        # type: (int, int, str) -> None
+        self.page = page
+        self.shift = block.bit_length() - 1 - 9
+        self.form = form
+
+
+class Target(object):
+    """What a program watches and marks.
+
+    Attributes:
+        major: Of the disk.
+        minor: Of the disk.
+        pages: Descriptor of the array.
+        control: Descriptor of the control page.
+        written: Its fine and its coarse map.
+        discarded: The same for discards.
+    """
+
+    def __init__(self, major, minor, pages, control, written, discarded):
+        # type: (int, int, int, int, Tuple[Plane, Plane], Tuple[Plane, Plane]) -> None
+        self.major = major
+        self.minor = minor
+        self.pages = pages
+        self.control = control
+        self.written = written
+        self.discarded = discarded
 
 
 class Layout(object):
@@ -142,9 +161,9 @@ def build(layout, tracepoint, target, copy):
         asm.atomic_add(1, 0, 2)
     asm.jump_if_number(8, "==", _DISCARD, "discard")
     asm.jump_if_number(8, "==", _SECURE_ERASE, "discard")
-    _mark(asm, target, "w", target.written, target.written_coarse, WRITTEN_GENERATION)
+    _mark(asm, target, "w", target.written, WRITTEN_GENERATION)
     asm.label("discard")
-    _mark(asm, target, "d", target.discarded, target.discarded_coarse, DISCARDED_GENERATION)
+    _mark(asm, target, "d", target.discarded, DISCARDED_GENERATION)
     asm.label("unmarked")
     asm.map_value(1, target.control, UNMARKED)
     asm.set_number(2, "=", 1)
@@ -155,9 +174,10 @@ def build(layout, tracepoint, target, copy):
     return asm.code()
 
 
-def _mark(asm, target, name, fine, coarse, generation):
-    # type: (Assembler, Target, str, Plane, Plane, int) -> None
+def _mark(asm, target, name, planes, generation):
+    # type: (Assembler, Target, str, Tuple[Plane, Plane], int) -> None
     """Mark the range, in the fine plane if its loop is long enough, else in the coarse one; then leave."""
+    fine, coarse = planes
     in_words = fine.form == marks.BITS
     shift = fine.shift + (6 if in_words else 0)
     asm.set(1, "=", 6)

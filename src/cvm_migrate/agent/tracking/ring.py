@@ -8,7 +8,6 @@ from __future__ import absolute_import
 
 import re
 import struct
-from collections import namedtuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,10 +20,28 @@ _PADDING, _TIME_EXTEND, _TIME_STAMP = 29, 30, 31
 _MISSED = 1 << 31 | 1 << 30
 _LENGTH = (1 << 27) - 1
 
-#: Bytes of a page, where its length is, and where its events begin.
-PageLayout = namedtuple("PageLayout", ("size", "commit", "data"))
-#: What a block event says.
-BlockEvent = namedtuple("BlockEvent", ("dev", "sector", "count", "rwbs"))
+
+class PageLayout(object):
+    """Bytes of a page, where its length is, and where its events begin."""
+
+    def __init__(self, size, commit, data):
+        # type: (int, int, int) -> None
+        self.size = size
+        self.commit = commit
+        self.data = data
+
+
+class BlockEvent(object):
+    """What a block event says: the kernel's number of the device, first sector, sectors, operation."""
+
+    __slots__ = ("count", "dev", "rwbs", "sector")
+
+    def __init__(self, dev, sector, count, rwbs):
+        # type: (int, int, int, bytes) -> None
+        self.dev = dev
+        self.sector = sector
+        self.count = count
+        self.rwbs = rwbs
 
 
 class UnknownFormat(Exception):
@@ -43,7 +60,7 @@ def page_layout(text):
 
 def _fields(text):
     # type: (str) -> Dict[str, Tuple[int, int]]
-    return dict((name, (int(at), int(size))) for name, at, size in _FIELD.findall(text))
+    return {name: (int(at), int(size)) for name, at, size in _FIELD.findall(text)}
 
 
 class EventFormat(object):

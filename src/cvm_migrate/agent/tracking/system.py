@@ -173,6 +173,18 @@ def numbers_of(major, minor):
     return found
 
 
+def writes_in_flight(major, minor):
+    # type: (int, int) -> int
+    """Return how many writes and discards of a disk the kernel has begun and not completed; 0 if it doesn't say."""
+    try:
+        with open("/sys/dev/block/%d:%d/inflight" % (major, minor)) as file:
+            return int(file.read().split()[1])
+    except EnvironmentError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV):
+            return 0
+        raise
+
+
 def reason_of(error):
     # type: (BaseException) -> Text
     """Return one line that says what went wrong."""

@@ -16,9 +16,10 @@ from cvm_migrate.agent.tracking import marks, system
 from cvm_migrate.agent.tracking.base import Refused, Tracker
 from cvm_migrate.agent.tracking.instance import EVENTS, remove_left_overs
 
+assert sys.platform != "win32", "tracefs is Linux's"  # noqa: S101 - tells type checkers
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import subprocess
     from typing import Any, Dict, Iterator, List, Optional, Sequence, Text, Tuple
 
     from cvm_migrate.agent.tracking import Device
@@ -100,29 +101,35 @@ class TracefsTracker(Tracker):
         root = os.path.abspath(__file__)
         for _ in range(4):
             root = os.path.dirname(root)
-        self._process = children.start([sys.executable, "-E", "-s", "-c", _START, root])  # type: Optional[subprocess.Popen[bytes]]
+        self._process = children.start([sys.executable, "-E", "-s", "-c", _START, root])
+        assert self._process.stdin is not None  # noqa: S101 - it is a pipe
+        assert self._process.stdout is not None  # noqa: S101 - it is a pipe
+        self._requests = self._process.stdin
+        self._answers = self._process.stdout
+        self._ended = False
         self.pid = self._process.pid
         try:
             self._send(
                 {
-                    "devices": [list(device) for device in self.devices],
+                    "devices": [
+                        [each.path, each.size, each.major, each.minor] for each in self.devices
+                    ],
                     "block": block,
                     "buffer_kb": buffer_kb,
                 }
             )
             answer = self._receive()
-            if "refused" in answer:
-                raise Refused(answer["refused"])
         except BaseException:
             self.close()
             raise
+        if "refused" in answer:
+            self.close()
+            raise Refused(answer["refused"])
         self.instance = str(answer["instance"])
 
     def _send(self, message):
         # type: (Dict[str, Any]) -> None
-        assert self._process is not None
-        assert self._process.stdin is not None
-        children.send(self._process.stdin.fileno(), message)
+        children.send(self._requests.fileno(), message)
 
     def _receive(self):
         # type: () -> Dict[str, Any]
@@ -132,9 +139,7 @@ class TracefsTracker(Tracker):
 
     def _exactly(self, length):
         # type: (int) -> bytes
-        assert self._process is not None
-        assert self._process.stdout is not None
-        fd = self._process.stdout.fileno()
+        fd = self._answers.fileno()
         end = time.time() + _ANSWER_SECONDS
         parts = []  # type: List[bytes]
         while length:
@@ -162,6 +167,7 @@ class TracefsTracker(Tracker):
 
     def collect(self, index):
         # type: (int) -> Collected
+        """See :meth:`Tracker.collect`."""
         with self._lock:
             written = discarded = bytearray()
             answer = self._ask(index, clear=True)
@@ -182,6 +188,7 @@ class TracefsTracker(Tracker):
 
     def peek(self, index):
         # type: (int) -> Peeked
+        """See :meth:`Tracker.peek`."""
         with self._lock:
             answer = self._ask(index, clear=False)
             dirty = int(answer["dirty"]) if answer else 0
@@ -190,7 +197,7 @@ class TracefsTracker(Tracker):
 
     def _ask(self, index, clear):
         # type: (int, bool) -> Optional[Dict[str, Any]]
-        if self._dead is not None or self._process is None:
+        if self._dead is not None or self._ended:
             self._dead = self._dead or "tracking has ended"
             return None
         try:
@@ -214,19 +221,19 @@ class TracefsTracker(Tracker):
 
     def close(self):
         # type: () -> None
+        """See :meth:`Tracker.close`."""
         with self._lock:
             self._end(kill=False)
 
     def _end(self, kill):
         # type: (bool) -> None
         """End and reap the tracer; only when it is dead may anyone else touch its instance."""
-        process, self._process = self._process, None
-        if process is None:
+        if self._ended:
             return
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.close()
-        process.stdout.close()
+        self._ended = True
+        process = self._process
+        self._requests.close()
+        self._answers.close()
         if kill and process.poll() is None:
             process.kill()
         end = time.time() + _END_SECONDS

@@ -1,7 +1,7 @@
 """The tracer process of the tracefs rung: it owns the instance, reads the rings and keeps the maps.
 
-It is started with exec, as its parent has threads. One message with what to track comes first, then a request at a time; an
-end of file ends it. However it ends, it removes its instance, except by SIGKILL: then others do.
+It is started with exec, as its parent has threads. One message with what to track comes first, then a request at
+a time; an end of file ends it. However it ends, it removes its instance, except by SIGKILL: then others do.
 """
 
 from __future__ import absolute_import
@@ -19,9 +19,11 @@ from cvm_migrate.agent.tracking import Device, marks, system
 from cvm_migrate.agent.tracking.instance import Instance, numbers_for, remove_left_overs
 from cvm_migrate.agent.tracking.ring import UnknownFormat, missed, records
 
+assert sys.platform != "win32", "tracefs is Linux's"  # noqa: S101 - tells type checkers
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterable, List, Optional, Text, Tuple
+    from typing import Any, Dict, Iterable, List, Optional, Set, Text, Tuple
 
 _IDLE_SECONDS = 0.02
 # Pages of one ring that are read before requests are looked at again.
@@ -83,16 +85,14 @@ class _Tracer(object):
         # type: (system.Tracefs, List[Device], int, Optional[int]) -> None
         self._devices = devices
         self._maps = [_Map(device, block) for device in devices]
-        self._numbers = numbers_for(devices)
+        self._numbers = numbers_for(devices)  # type: Dict[int, Set[int]]
         self._by_number = self._index()
         self.instance = Instance(tracefs, self._by_number, buffer_kb)
-        self._losses = dict((cpu, 0) for cpu in self.instance.cpus)
+        self._losses = dict.fromkeys(self.instance.cpus, 0)  # type: Dict[int, int]
 
     def _index(self):
         # type: () -> Dict[int, int]
-        return dict(
-            (number, index) for index, numbers in self._numbers.items() for number in numbers
-        )
+        return {number: index for index, numbers in self._numbers.items() for number in numbers}
 
     def read_some(self, most):
         # type: (int) -> bool
@@ -222,6 +222,7 @@ def _can_read(seconds):
 
 def _end(number, frame):
     # type: (int, object) -> None
+    del number, frame
     raise SystemExit(0)
 
 

@@ -10,7 +10,7 @@ from cvm_migrate.agent.verbs import AgentError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, Iterable, List, Optional, Text, Tuple
+    from typing import Any, Dict, Iterable, List, Optional, Text, Tuple
 
     from cvm_migrate.agent.blockio import OpenHandle
     from cvm_migrate.agent.tracking.base import Tracker
@@ -70,13 +70,20 @@ def _device(handle, number):
     return tracking.Device(handle.path, handle.size, int(major), int(minor))
 
 
+def _list(args, name):
+    # type: (Header, str) -> List[Any]
+    if not isinstance(args.get(name), list):
+        raise AgentError("bad-request", "%s must be a list" % name)
+    value = args[name]  # type: List[Any]
+    return value
+
+
 def _track_start(context, args, blob, reply):
     # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
-    handles = args.get("handles")
-    rungs = args.get("rungs")
+    del blob, reply
+    handles = _list(args, "handles")
+    rungs = _list(args, "rungs")
     block = args.get("block")
-    if not isinstance(handles, list) or not isinstance(rungs, list):
-        raise AgentError("bad-request", "handles and rungs must be lists")
     if block is not None and (isinstance(block, bool) or not isinstance(block, int)):
         raise AgentError("bad-request", "block must be a number of bytes, or null")
     devices = [_device(context.handle({"handle": number}), number) for number in handles]
@@ -91,7 +98,7 @@ def _track_start(context, args, blob, reply):
         except ValueError as error:
             raise AgentError("bad-request", str(error))
         session.tracker = tracker
-        session.indexes = dict((number, index) for index, number in enumerate(handles))
+        session.indexes = {number: index for index, number in enumerate(handles)}
         return {
             "rung": tracker.rung if tracker else None,
             "refused": refused,
@@ -101,6 +108,7 @@ def _track_start(context, args, blob, reply):
 
 def _track_collect(context, args, blob, reply):
     # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
+    del blob
     session = _session(context)
     with session.lock:
         tracker, index = session.find(args)
@@ -131,6 +139,7 @@ def _send(reply, what, ranges):
 
 def _track_peek(context, args, blob, reply):
     # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
+    del blob, reply
     session = _session(context)
     with session.lock:
         tracker, index = session.find(args)
@@ -140,6 +149,7 @@ def _track_peek(context, args, blob, reply):
 
 def _track_stop(context, args, blob, reply):
     # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
+    del args, blob, reply
     _session(context).stop()
     return {}, b""
 
