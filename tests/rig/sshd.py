@@ -1,4 +1,4 @@
-"""A real sshd on a loopback port, with a file system view of its own.
+"""A real sshd, on a loopback port or in a network of its own, with a file system view of its own.
 
 It runs in its own mount namespace: ``/etc/passwd``, ``/etc/shadow``, ``/dev/shm`` and root's home are its own, so that
 nothing of this machine is changed and what a login leaves behind can be seen.
@@ -24,7 +24,7 @@ _SSHD = "/usr/sbin/sshd"
 
 _CONFIG = """\
 Port {port}
-ListenAddress 127.0.0.1
+ListenAddress {address}
 HostKey {folder}/host_key
 PidFile none
 AuthorizedKeysFile {folder}/authorized_keys
@@ -37,6 +37,7 @@ PrintMotd no
 UseDNS no
 MaxStartups 100
 SetEnv PATH={path} HOME={folder}/home
+{settings}
 """
 
 # Private mounts, then sshd under the same process number.
@@ -56,21 +57,23 @@ class Sshd:
 
     Attributes:
         folder: Its configuration, keys and log.
-        port: Its port on 127.0.0.1.
+        port: Its port.
         pid: Its process, whose mount namespace logins see.
         path: The only folder where logins find programs.
+        address: Where it listens.
     """
 
     folder: Path
     port: int
     pid: int
     path: Path
+    address: str = "127.0.0.1"
 
     @property
     def target(self) -> SshTarget:
         """How the one who may log in reaches it."""
         return SshTarget(
-            "root@127.0.0.1",
+            f"root@{self.address}",
             port=self.port,
             config=self.folder / "ssh_config",
             identity=self.folder / "user_key",
@@ -145,6 +148,9 @@ def sshd(
     password: str | None = None,
     login: str = "/bin/sh",
     start_file: str = "",
+    address: str = "127.0.0.1",
+    network: int | None = None,
+    settings: str = "",
 ) -> Generator[Sshd]:
     """An sshd for root.
 
@@ -154,6 +160,9 @@ def sshd(
         password: Root's; without one a key is needed.
         login: Root's login shell.
         start_file: Content of root's ``.bashrc``.
+        address: Where it listens.
+        network: A process whose network it has; ``None``: this machine's.
+        settings: More lines of its configuration.
     """
     (folder / "home").mkdir(parents=True)
     (folder / "home" / ".bashrc").write_text(start_file)
@@ -168,13 +177,21 @@ def sshd(
     (folder / "ssh_config").write_text("")
     # Debian's sshd wants it for its unprivileged part; its service would make it.
     Path("/run/sshd").mkdir(exist_ok=True, mode=0o755)
-    process, port = _start(folder, path, password=password)
+    config = _CONFIG.format(
+        port="{port}",
+        folder=folder,
+        path=path,
+        password="yes" if password else "no",
+        address=address,
+        settings=settings,
+    )
+    process, port = _start(folder, config, network)
     note = loopdev.note_process(process.pid)
-    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {host_key}")
+    (folder / "known_hosts").write_text(f"[{address}]:{port} {host_key}")
+    running = Sshd(folder, port, process.pid, path, address)
     try:
-        yield Sshd(folder, port, process.pid, path)
+        yield running
     finally:
-        running = Sshd(folder, port, process.pid, path)
         left = running.sessions() if process.poll() is None else []
         process.terminate()
         process.wait(15)
@@ -184,20 +201,15 @@ def sshd(
         note.unlink(missing_ok=True)
 
 
-def _start(
-    folder: Path, path: Path, *, password: str | None
-) -> tuple[subprocess.Popen[bytes], int]:
+def _start(folder: Path, config: str, network: int | None) -> tuple[subprocess.Popen[bytes], int]:
+    enter = [] if network is None else ["nsenter", f"--net=/proc/{network}/ns/net"]
     for _ in range(10):
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = int(probe.getsockname()[1])
-        (folder / "sshd_config").write_text(
-            _CONFIG.format(
-                port=port, folder=folder, path=path, password="yes" if password else "no"
-            )
-        )
+        (folder / "sshd_config").write_text(config.replace("{port}", str(port)))
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
-                ["unshare", "--mount", "/bin/sh", "-c", _START, "sh", str(folder), _SSHD],
+                [*enter, "unshare", "--mount", "/bin/sh", "-c", _START, "sh", str(folder), _SSHD],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

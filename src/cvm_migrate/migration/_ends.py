@@ -412,14 +412,12 @@ class Ends:
 
     def _disconnect(self) -> None:
         pumps, self._pumps = self._pumps, None
-        self._close_route()
-        if pumps is None:
-            return
-        for end, pump in ((self.source, pumps[0]), (self.target, pumps[1])):
+        for end, pump in zip((self.source, self.target), pumps or (), strict=False):
             if end.agent is not None:
                 # It may have ended already: that is why it is made anew.
                 with contextlib.suppress(CvmMigrateError):
                     end.agent.disconnect(pump)
+        self._close_route()
 
     def _close_route(self) -> None:
         route, self._route = self._route, None
@@ -442,11 +440,10 @@ class Ends:
         """End both agents, which release everything; can be called more than once."""
         self._pumps = None
         self.tracking = None
-        self._close_route()
-        try:
-            self.source.drop()
-        finally:
-            self.target.drop()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._close_route)
+            stack.callback(self.target.drop)
+            stack.callback(self.source.drop)
 
 
 def _running(end: End) -> Agent:
