@@ -12,7 +12,7 @@ from pathlib import Path
 
 import attrs
 
-from benchmarks.rig import Cost, Disks, frozen, measured, mutate, wrong_bytes
+from benchmarks.rig import Cost, Disks, frozen, measured, mutate, run, wrong_bytes
 from cvm_migrate import LocalHost, Migration, Options
 
 
@@ -24,7 +24,7 @@ def writing(mount: Path, rate: float) -> Iterator[None]:
     size = 64 << 20
     with file.open("wb") as handle:
         handle.write(os.urandom(size))
-    os.sync()
+    run("sync", "--file-system", str(mount))
 
     def work() -> None:
         choose = random.Random(3)
@@ -76,7 +76,7 @@ def migrate(disks: Disks, *, streams: int, codec: str = "auto", write_rate: floa
         prepared = migration.prepare()
         with writing(disks.mount, write_rate), measured() as full:
             migration.full_sync()
-        os.sync()
+        run("sync", "--file-system", str(disks.mount))
         migration.delta_sync()
         with frozen(disks.mount):
             migration.delta_sync()

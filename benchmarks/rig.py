@@ -61,7 +61,7 @@ def disks(folder: Path, size: int) -> Iterator[Disks]:
         run("mount", str(source), str(mount))
         stack.callback(run, "umount", str(mount))
         _fill(mount, size)
-        os.sync()
+        run("sync", "--file-system", str(mount))
         yield Disks(source, target, mount, size, folder)
 
 
@@ -84,7 +84,7 @@ def mutate(mount: Path, size: int) -> int:
         with rng.choice(files).open("r+b") as file:
             file.seek(rng.randrange(16 * MiB // 65536) * 65536)
             file.write(os.urandom(65536))
-    os.sync()
+    run("sync", "--file-system", str(mount))
     return count * 65536
 
 

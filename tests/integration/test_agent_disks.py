@@ -187,7 +187,7 @@ def test_a_mounted_disk_is_read_past_the_page_cache(
     device.read_bytes()
     data = noise(MiB)
     (mount / "file").write_bytes(data)
-    os.sync()
+    loopdev.write_out(mount)
     direct = loopdev.read_direct(device)
     assert data[:4096] in direct
     found = b"".join(

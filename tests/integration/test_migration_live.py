@@ -80,7 +80,7 @@ def test_the_second_pass_is_right_on_a_mounted_disk(tmp_path: Path) -> None:
     with mounted_pair(tmp_path) as pair:
         file = pair.mount / "file"
         file.write_bytes(os.urandom(16 << 20))
-        os.sync()
+        loopdev.write_out(pair.mount)
         # Fill the page cache of the block device, which file writes do not refresh.
         pair.source.read_bytes()
         with Migration(
@@ -96,9 +96,7 @@ def test_the_second_pass_is_right_on_a_mounted_disk(tmp_path: Path) -> None:
             delta = migration.delta_sync()
             found: list[int | None] = []
             migration.cutover(
-                on_proven=lambda: found.append(
-                    loopdev.first_difference(pair.source, pair.target)
-                ),
+                on_proven=lambda: found.append(loopdev.first_difference(pair.source, pair.target)),
                 max_downtime=20,
             )
 
@@ -210,7 +208,7 @@ def test_the_file_systems_are_thawed_when_a_hook_fails(tmp_path: Path) -> None:
         with pytest.raises(LookupError, match="the caller's own"):
             migration.cutover(on_proven=fail)
         (pair.mount / "after").write_text("not frozen any more")
-        os.sync()
+        loopdev.write_out(pair.mount)
 
         assert any(isinstance(event, events.Thawed) for event in seen)
         assert migration.status().state == "synced"

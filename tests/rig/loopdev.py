@@ -213,3 +213,11 @@ def first_difference(one: Path, other: Path) -> int | None:
                 return offset + next(i for i in range(count) if left[i] != right[i])
             offset += count
     return None
+
+
+def write_out(inside: Path) -> None:
+    """Write out the one file system that *inside* lies on.
+
+    Not ``sync()``: that waits for every disk of the machine, those that another test has stall among them.
+    """
+    run("sync", "--file-system", str(inside))
