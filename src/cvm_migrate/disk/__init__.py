@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from cvm_migrate.disk._inventory import find_disk, mounts_on, reachable, swaps_on, unfreezable
+from cvm_migrate.disk._inventory import (
+    find_disk,
+    mounts_on,
+    ranges_on,
+    reachable,
+    swaps_on,
+    unfreezable,
+)
 from cvm_migrate.disk._target import Place, check_target, refuse_unsafe
 
 __all__ = [
@@ -10,6 +17,7 @@ __all__ = [
     "check_target",
     "find_disk",
     "mounts_on",
+    "ranges_on",
     "reachable",
     "refuse_unsafe",
     "swaps_on",

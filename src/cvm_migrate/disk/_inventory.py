@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from cvm_migrate.disk._graph import Graph, Node, backing_path
 from cvm_migrate.errors import InvalidRequestError, NotFoundError
-from cvm_migrate.model import DiskFacts, HostFacts, MountFacts
+from cvm_migrate.model import DiskFacts, ExtentMap, HostFacts, MountFacts
 from cvm_migrate.units import format_size
 
 _UNFREEZABLE = MappingProxyType(
@@ -26,6 +26,10 @@ _UNFREEZABLE = MappingProxyType(
         "zfs": "ZFS has no freeze, and its pool does not say which disks it lies on",
     }
 )
+
+
+# Nothing can write to these, so there is nothing to freeze, and FIFREEZE refuses them.
+_READ_ONLY = frozenset({"cramfs", "erofs", "iso9660", "romfs", "squashfs"})
 
 
 def find_disk(facts: HostFacts, path: str) -> DiskFacts:
@@ -65,7 +69,8 @@ def mounts_on(facts: HostFacts, disks: Iterable[str | DiskFacts]) -> tuple[Mount
 
     A file system lies on a disk through its partitions, through device-mapper (LVM, LUKS, multipath) and md,
     and through a loop device whose file lies on a file system of the disk; also if only a part of it does. One
-    entry a file system, however often it is mounted: the mount of its top folder that can be reached.
+    entry a file system, however often it is mounted: the mount of its top folder that can be reached. Those
+    that are read-only by their nature (squashfs, ISO 9660, ...) are left out.
 
     Those on loop devices come before those their files lie on; otherwise the most recently mounted first.
 
@@ -77,7 +82,8 @@ def mounts_on(facts: HostFacts, disks: Iterable[str | DiskFacts]) -> tuple[Mount
         NotFoundError: The host has no such disk.
     """
     graph = Graph(facts)
-    return graph_mounts(graph, graph.above([_node(graph, disk) for disk in disks]))
+    mounts = graph_mounts(graph, graph.above([_node(graph, disk) for disk in disks]))
+    return tuple(mount for mount in mounts if mount.fs_type not in _READ_ONLY)
 
 
 def graph_mounts(graph: Graph, nodes: Iterable[Node]) -> tuple[MountFacts, ...]:
@@ -94,6 +100,32 @@ def graph_mounts(graph: Graph, nodes: Iterable[Node]) -> tuple[MountFacts, ...]:
     ]
     # Mount ids are used again, so they tell no age; the kernel lists mounts by age.
     return tuple(mount for _, _, mount in sorted(ranked, key=lambda r: r[:2], reverse=True))
+
+
+def ranges_on(facts: HostFacts, mount: MountFacts, disk: str | DiskFacts) -> ExtentMap:
+    """Return which bytes of a disk a mounted file system may write to.
+
+    Exact where it lies on partitions of the disk; the whole disk where device-mapper, md or a file is in between,
+    or where it lies on the disk itself; nothing where it does not lie on it. A file system that cannot be
+    frozen, such as the FAT of an EFI partition, concerns no more of the disk than this.
+
+    Raises:
+        NotFoundError: The host has no such disk.
+    """
+    graph = Graph(facts)
+    node = _node(graph, disk)
+    devices = graph.devices_of(mount)
+    upper = {other.number for other in graph.above([node])}
+    if not any(device.number in upper for device in devices):
+        return ExtentMap()
+    found: list[tuple[int, int]] = []
+    for device in devices:
+        if device.number not in upper:
+            continue
+        if device.partition is None or device.disk.number != node.disk.number:
+            return ExtentMap.whole(node.size)
+        found.append((device.partition.start, device.partition.size))
+    return ExtentMap(found) & ExtentMap.whole(node.disk.size)
 
 
 def swaps_on(facts: HostFacts, disks: Iterable[str | DiskFacts]) -> tuple[str, ...]:

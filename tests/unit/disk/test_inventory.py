@@ -5,8 +5,9 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from cvm_migrate.disk import find_disk, mounts_on, reachable, swaps_on, unfreezable
+from cvm_migrate.disk import find_disk, mounts_on, ranges_on, reachable, swaps_on, unfreezable
 from cvm_migrate.errors import InvalidRequestError, NotFoundError
+from cvm_migrate.model import ExtentMap, MountFacts
 from rig.hosts import host
 
 
@@ -34,14 +35,9 @@ def test_a_partition_is_refused_with_the_disk_to_give() -> None:
         find_disk(host("plain"), "/dev/vda1")
 
 
-def test_partitions_bind_mounts_and_snaps_of_a_plain_disk() -> None:
-    """The bind mount is the same file system; the snaps' files lie on the root, so they are frozen before it."""
-    assert points("plain", "/dev/vda") == [
-        "/snap/lxd/99",
-        "/snap/core20/1234",
-        "/boot/efi",
-        "/",
-    ]
+def test_partitions_and_bind_mounts_of_a_plain_disk() -> None:
+    """The bind mount is the same file system; snaps on loop devices cannot be written and are not frozen."""
+    assert points("plain", "/dev/vda") == ["/boot/efi", "/"]
 
 
 def test_a_file_system_on_a_whole_disk() -> None:
@@ -147,6 +143,30 @@ def test_without_parents_the_longest_mount_point_counts() -> None:
     ]
 
 
+def mount_at(name: str, mount_point: str) -> MountFacts:
+    return next(mount for mount in host(name).mounts if mount.mount_point == mount_point)
+
+
+def test_a_file_system_on_a_partition_concerns_no_more_of_the_disk() -> None:
+    """What cannot be frozen on an EFI partition is no reason to compare the whole disk."""
+    ranges = ranges_on(host("plain"), mount_at("plain", "/boot/efi"), "/dev/vda")
+
+    assert list(ranges) == [(48 << 30, 106 << 20)]
+
+
+def test_a_file_system_on_volumes_or_on_the_disk_itself_concerns_all_of_it() -> None:
+    whole = ExtentMap.whole(40 << 30)
+
+    assert ranges_on(host("lvm"), mount_at("lvm", "/"), "/dev/sda") == whole
+    assert ranges_on(host("loops"), mount_at("loops", "/mnt/inner"), "/dev/sda") == whole
+    assert ranges_on(host("loops"), mount_at("loops", "/data"), "/dev/sdb") == whole
+
+
+def test_a_file_system_elsewhere_concerns_nothing_of_the_disk() -> None:
+    assert not ranges_on(host("lvm"), mount_at("lvm", "/"), "/dev/sdb")
+    assert not ranges_on(host("plain"), mount_at("plain", "/sys"), "/dev/vda")
+
+
 def test_mounts_of_a_disk_that_is_not_there_is_an_error() -> None:
     with pytest.raises(NotFoundError):
         mounts_on(host("plain"), ["/dev/sdz"])
@@ -179,7 +199,12 @@ def test_a_hundred_snaps_take_no_time_worth_speaking_of() -> None:
     )
     mounts = tuple(
         attrs.evolve(
-            facts.mounts[5], id=1000 + n, number=f"7:{n}", mount_point=f"/snap/a/{n}", parent=29
+            facts.mounts[5],
+            id=1000 + n,
+            number=f"7:{n}",
+            mount_point=f"/snap/a/{n}",
+            parent=29,
+            fs_type="ext4",
         )
         for n in range(300)
     )
