@@ -172,7 +172,7 @@ def run():
     """Run the pump until its standard input ends."""
     # Threads hand work on all the time; the default of 5 ms is long for that.
     if hasattr(sys, "setswitchinterval"):
-        sys.setswitchinterval(0.001)
+        sys.setswitchinterval(0.001)  # novm - asked for
     fd_in, fd_out = main.own_lines()
     code = main.Agent(fd_in, fd_out, [], 0.0, _Pump().verbs()).run()
     sys.stderr.flush()

@@ -82,9 +82,10 @@ def _bare_context(server):
         protocol = ssl.PROTOCOL_SSLv23
     context = ssl.SSLContext(protocol)
     # The name is compared in `check_peer`, at both ends alike: a server's context cannot do it, nor an old client's.
-    context.check_hostname = False
-    if hasattr(ssl, "TLSVersion"):
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = False  # novm - Python 2.7.9 has it
+    versions = getattr(ssl, "TLSVersion", None)  # type: Any
+    if versions is not None:
+        context.minimum_version = versions.TLSv1_2  # novm - there since TLSVersion is
     else:
         for option in _OLD:
             context.options |= getattr(ssl, option, 0)
