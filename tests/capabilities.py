@@ -56,6 +56,14 @@ def _user_namespaces() -> str | None:
     return None if done.returncode == 0 else f"no user namespaces: {done.stderr.strip()}"
 
 
+def _bridge() -> str | None:
+    make = "ip link add one type bridge && ip link add two type veth peer name three"
+    done = subprocess.run(
+        ["unshare", "--net", "/bin/sh", "-c", make], check=False, capture_output=True, text=True
+    )
+    return None if done.returncode == 0 else f"no bridge between namespaces: {done.stderr.strip()}"
+
+
 def _ipv4() -> str | None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -71,6 +79,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "loop": _loop,
     "tracefs": _tracefs,
     "namespaces": _namespaces,
+    "bridge": _bridge,
     "user namespaces": _user_namespaces,
     "loopback": _ipv4,
     "tls13": _tls13,

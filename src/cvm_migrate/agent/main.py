@@ -208,7 +208,7 @@ class Agent(object):
         # type: (Header) -> Optional[AgentError]
         """Return why a request cannot even begin."""
         name = header.get("verb")
-        if not isinstance(header.get("args"), dict) or name not in self._verbs:
+        if not isinstance(header.get("args"), dict) or name not in list(self._verbs):
             return AgentError(
                 "bad-request",
                 "no verb %.80r with an object of arguments; there are: %s"

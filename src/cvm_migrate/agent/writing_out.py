@@ -6,15 +6,16 @@ A process of its own does it: it can hang in a slow disk for minutes, and main m
 from __future__ import absolute_import
 
 import ctypes
+import errno
 import os
 import select
 
 from cvm_migrate.agent import children, clock, freezer
-from cvm_migrate.agent.verbs import AgentError, texts
+from cvm_migrate.agent.verbs import AgentError, from_os_error, texts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Tuple
+    from typing import Any, Dict, Text, Tuple
 
     from cvm_migrate.agent.verbs import Context, Header, Reply, Verb
 
@@ -22,28 +23,27 @@ if TYPE_CHECKING:
 def run():
     # type: () -> None
     """The process: mount points on standard input, the outcome on standard output."""
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        syncfs = getattr(libc, "syncfs", None)
-        for mount_point in children.receive(0):
-            fd = freezer.open_mount(mount_point)
-            if syncfs is None:
-                # glibc before 2.14; this one waits too, on Linux, and never fails.
-                libc.sync()
-            elif syncfs(fd):
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number), mount_point)
-            os.close(fd)
-        outcome = {}  # type: Dict[str, Any]
-    except EnvironmentError as error:
-        outcome = {
-            "errno": error.errno,
-            "reason": os.strerror(error.errno or 0),
-            "mount": error.filename if isinstance(error.filename, str) else None,
-        }
-    except EOFError:
-        return
+    outcome = {}  # type: Dict[str, Any]
+    for mount_point in children.receive(0):
+        try:
+            _sync(mount_point)
+        except EnvironmentError as error:
+            outcome = {"errno": error.errno, "mount": mount_point}
+            break
     children.send(1, outcome)
+
+
+def _sync(mount_point):
+    # type: (Text) -> None
+    libc = ctypes.CDLL(None, use_errno=True)
+    syncfs = getattr(libc, "syncfs", None)
+    fd = freezer.open_mount(mount_point)
+    if syncfs is None:
+        # glibc before 2.14; this one waits too, on Linux, and never fails.
+        libc.sync()
+    elif syncfs(fd):
+        raise OSError(ctypes.get_errno(), "syncfs")
+    os.close(fd)
 
 
 def _write_out(context, args, blob, reply):
@@ -71,13 +71,9 @@ def _write_out(context, args, blob, reply):
             process.kill()
             children.reap(process)
     if outcome:
-        code = "not-found" if outcome["mount"] is None else "write"
-        raise AgentError(
-            code,
-            "writing out: %s" % outcome["reason"],
-            errno=outcome["errno"],
-            device=outcome["mount"],
-        )
+        number = outcome["errno"]
+        hint = "open" if number in (errno.ENOENT, errno.ENOTDIR, errno.EACCES) else "write"
+        raise from_os_error(hint, OSError(number, "syncfs"), outcome["mount"], doing="writing out")
     return {"seconds": clock.monotonic() - begin}, b""
 
 
