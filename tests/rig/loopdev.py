@@ -80,7 +80,7 @@ def detach(device: str, attached: str | None = None) -> None:
     if attached is None or backing_file(device) != attached:
         return
     run("losetup", "--detach", device, check=False)
-    end = time.monotonic() + 15
+    end = time.monotonic() + 30
     while time.monotonic() < end:
         # The name of a deleted file changes, but what is attached is still ours.
         if backing_file(device) not in {attached, f"{attached} (deleted)"}:
@@ -116,7 +116,7 @@ def mounted(device: Path, at: Path, *options: str, kind: str | None = None) -> G
 
 def unmount(at: Path) -> None:
     """Unmount, waiting for those who still have files open."""
-    end = time.monotonic() + 15
+    end = time.monotonic() + 30
     while True:
         done = subprocess.run(["umount", str(at)], check=False, capture_output=True, text=True)
         if done.returncode == 0 or not os.path.ismount(at):

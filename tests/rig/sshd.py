@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -44,6 +45,14 @@ SetEnv PATH={path} HOME={folder}/home
 _START = """\
 set -e
 mount --make-rprivate /
+# The disks of tests that run beside this one: our copies of their mounts would keep them busy for as long as we live.
+mounts=$(cat /proc/mounts)
+while read -r device at rest; do
+    case $device in /dev/loop*) ;; *) continue ;; esac
+    case $at in "$3"/*) ;; *) umount --lazy "$at" || true ;; esac
+done <<END
+$mounts
+END
 mount --bind "$1/passwd" /etc/passwd
 mount --bind "$1/shadow" /etc/shadow
 mount -t tmpfs -o mode=1777 tmpfs /dev/shm
@@ -201,7 +210,16 @@ def sshd(
         note.unlink(missing_ok=True)
 
 
+def _own_folder(folder: Path) -> Path:
+    """The folder that this run of tests, or this worker of it, has to itself."""
+    for parent in folder.parents:
+        if re.match(r"pytest-\d+$|popen-", parent.name):
+            return parent
+    return folder
+
+
 def _start(folder: Path, config: str, network: int | None) -> tuple[subprocess.Popen[bytes], int]:
+    own = str(_own_folder(folder))
     enter = [] if network is None else ["nsenter", f"--net=/proc/{network}/ns/net"]
     for _ in range(10):
         with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -209,7 +227,18 @@ def _start(folder: Path, config: str, network: int | None) -> tuple[subprocess.P
         (folder / "sshd_config").write_text(config.replace("{port}", str(port)))
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
-                [*enter, "unshare", "--mount", "/bin/sh", "-c", _START, "sh", str(folder), _SSHD],
+                [
+                    *enter,
+                    "unshare",
+                    "--mount",
+                    "/bin/sh",
+                    "-c",
+                    _START,
+                    "sh",
+                    str(folder),
+                    _SSHD,
+                    own,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
