@@ -6,7 +6,7 @@ import struct
 import threading
 
 from cvm_migrate.agent import tracking
-from cvm_migrate.agent.verbs import AgentError
+from cvm_migrate.agent.verbs import AgentError, integer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ class _Session(object):
 
     def find(self, args):
         # type: (Header) -> Tuple[Tracker, int]
-        handle = args.get("handle")
+        handle = integer(args, "handle", 0)
         if self.tracker is None or handle not in self.indexes:
-            raise AgentError("bad-request", "handle %r is not tracked" % (handle,))
+            raise AgentError("bad-request", "handle %d is not tracked" % handle)
         return self.tracker, self.indexes[handle]
 
 
