@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cvm_migrate import errors, events
+    from cvm_migrate.cloud import CvmInstance
     from cvm_migrate.events import Event, Observer
     from cvm_migrate.migration import (
         CheckReport,
         CutoverResult,
+        CvmTarget,
         Endpoint,
         ImageFile,
         LocalHost,
@@ -35,6 +37,8 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "CheckReport",
     "CutoverResult",
+    "CvmInstance",
+    "CvmTarget",
     "Endpoint",
     "Event",
     "Finding",
@@ -59,6 +63,7 @@ __all__ = [
 
 _MODULES = ("errors", "events")
 _PLACES = {
+    "CvmInstance": "cvm_migrate.cloud",
     "Event": "cvm_migrate.events",
     "Observer": "cvm_migrate.events",
     "Finding": "cvm_migrate.model",

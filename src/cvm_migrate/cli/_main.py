@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import signal
 import sys
@@ -26,6 +27,7 @@ from cvm_migrate.migration import (
     Options,
     Result,
     SshHost,
+    parse_cvm,
     parse_endpoint,
 )
 from cvm_migrate.units import parse_size
@@ -168,7 +170,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _endpoint(text: str, parsed: argparse.Namespace) -> Endpoint:
-    endpoint = parse_endpoint(text)
+    cvm = functools.partial(parse_cvm, config=parsed.ssh_config)
+    endpoint = parse_endpoint(text, more={"cvm": cvm})
     if isinstance(endpoint, SshHost):
         return attrs.evolve(endpoint, config=parsed.ssh_config, identity=parsed.identity)
     return endpoint

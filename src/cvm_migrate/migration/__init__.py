@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cvm_migrate.migration._cvm import CvmTarget, parse_cvm
 from cvm_migrate.migration._endpoints import (
     Endpoint,
     Host,
@@ -30,6 +31,7 @@ __all__ = [
     "TRANSITIONS",
     "CheckReport",
     "CutoverResult",
+    "CvmTarget",
     "Decision",
     "DirectRoute",
     "DiskPair",
@@ -50,5 +52,6 @@ __all__ = [
     "Status",
     "Step",
     "SyncResult",
+    "parse_cvm",
     "parse_endpoint",
 ]

@@ -11,6 +11,7 @@ from typing import Final
 from cvm_migrate.disk import Place, check_target, mounts_on, swaps_on, unfreezable
 from cvm_migrate.errors import CvmMigrateError
 from cvm_migrate.interfaces import Agent
+from cvm_migrate.migration._cvm import CvmTarget
 from cvm_migrate.migration._ends import End
 from cvm_migrate.migration._job import Job
 from cvm_migrate.migration._results import CheckReport
@@ -127,6 +128,12 @@ class Checker:
         agent = end.start()[0]
         opened = end.disks or self._open_for_reading(agent, end.endpoint.disks)
         self._opened = list(opened)
+        target = self._job.target
+        if isinstance(target, CvmTarget):
+            try:
+                self._findings += target.check_source([disk.size for disk in opened], facts)
+            except CvmMigrateError as error:
+                self._refused(error)
         numbers = [disk.identity.removeprefix("block:") for disk in opened if disk.kind == "block"]
         if numbers:
             self._look_at_trackers(facts)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeVar, cast
 
+from cvm_migrate.cloud import CvmInstance
 from cvm_migrate.deadline import CancelToken
 from cvm_migrate.delta import LagMeter
 from cvm_migrate.errors import (
@@ -23,6 +24,7 @@ from cvm_migrate.errors import (
 from cvm_migrate.events import Frozen, Lag, Observer, StepEnded, StepStarted, Thawed
 from cvm_migrate.migration._checks import Checker
 from cvm_migrate.migration._cutover import Cutover, Hook, Hooks, not_converging
+from cvm_migrate.migration._cvm import CvmTarget
 from cvm_migrate.migration._endpoints import Endpoint, ImageFile
 from cvm_migrate.migration._job import Job
 from cvm_migrate.migration._options import Options
@@ -60,7 +62,7 @@ class Migration:
 
     Args:
         source: Where the disks are: an endpoint, or a list of image files.
-        target: Where they go, in the same order.
+        target: Where they go, in the same order; an instance stands for all its disks (:class:`CvmTarget`).
         state: Directory of the checkpoint; ``None``: what has been reached ends with this object.
         options: Limits and choices.
         observer: Called with every event (:mod:`cvm_migrate.events`).
@@ -72,16 +74,19 @@ class Migration:
     def __init__(
         self,
         source: Endpoint | Sequence[ImageFile],
-        target: Endpoint | Sequence[ImageFile],
+        target: Endpoint | CvmInstance | Sequence[ImageFile],
         *,
         state: str | os.PathLike[str] | None = None,
         options: Options | None = None,
         observer: Observer | None = None,
     ) -> None:
         self._cancel = CancelToken()
+        from_, to = _endpoint(source, "source"), _endpoint(target, "target")
+        if isinstance(to, CvmTarget):
+            to.expect(from_, cancel=self._cancel)
         self._job = Job(
-            _endpoint(source, "source"),
-            _endpoint(target, "target"),
+            from_,
+            to,
             state=None if state is None else Path(state),
             options=Options() if options is None else options,
             observer=observer,
@@ -487,9 +492,11 @@ class Migration:
             )
 
 
-def _endpoint(given: Endpoint | Sequence[ImageFile], role: str) -> Endpoint:
+def _endpoint(given: Endpoint | CvmInstance | Sequence[ImageFile], role: str) -> Endpoint:
     if isinstance(given, Endpoint):
         return given
+    if isinstance(given, CvmInstance) and role == "target":
+        return CvmTarget(given)
     # What callers without a type checker give is anything.
     given_: object = given
     if isinstance(given_, list | tuple):

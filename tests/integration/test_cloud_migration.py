@@ -1,0 +1,240 @@
+"""The whole story: a disk moved onto a simulated CVM in waiting for migration, over its real sshd."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from capabilities import require
+from cvm_migrate import CvmTarget, ImageFile, Migration, Severity, parse_endpoint
+from cvm_migrate.errors import (
+    ConditionError,
+    CredentialsError,
+    CvmMigrateError,
+    InvalidRequestError,
+    NotFoundError,
+    StepOrderError,
+)
+from cvm_migrate.migration import parse_cvm
+from cvm_migrate.testing import SimulatedInstance, TencentCloud
+from cvm_migrate.units import MiB
+from rig.cloud import instance
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def simulated() -> Iterator[TencentCloud]:
+    require("root", "loop", "namespaces", "sshd", "sshpass")
+    with TencentCloud(operation_seconds=0.02) as running:
+        yield running
+
+
+def target(simulated: TencentCloud, made: SimulatedInstance) -> CvmTarget:
+    return CvmTarget(instance(simulated, made), data_port=free_port())
+
+
+def image(folder: Path, *sizes: int) -> tuple[ImageFile, list[bytes]]:
+    """Make a source of image files with zeroes and other bytes; return it with what it holds."""
+    paths: list[str] = []
+    contents: list[bytes] = []
+    for number, size in enumerate(sizes):
+        content = os.urandom(size // 2) + bytes(size - size // 2)
+        path = folder / f"source{number}.img"
+        path.write_bytes(content)
+        paths.append(str(path))
+        contents.append(content)
+    return ImageFile(paths), contents
+
+
+def held(made: SimulatedInstance, contents: list[bytes]) -> list[bool]:
+    pairs = zip(made.disks, contents, strict=True)
+    return [disk.path.read_bytes()[: len(content)] == content for disk, content in pairs]
+
+
+def rules(simulated: TencentCloud, made: SimulatedInstance) -> list[str]:
+    cvm = instance(simulated, made)
+    listed = cvm.security_groups.rules(cvm.describe().security_groups)
+    return [rule.description for rule in listed if "cvm_migrate" in rule.description]
+
+
+def test_a_server_s_disks_are_moved_onto_an_instance_which_then_runs_them(
+    simulated: TencentCloud, tmp_path: Path
+) -> None:
+    made = simulated.add_instance(system_disk=12 * MiB, data_disks=[6 * MiB])
+    source, contents = image(tmp_path, 12 * MiB, 5 * MiB)
+    to = target(simulated, made)
+
+    with Migration(source, to, state=tmp_path / "state") as migration:
+        report = migration.run()
+
+    assert report.proven
+    assert held(made, contents) == [True, True]
+    assert made.state == "RUNNING"
+    assert to.health is not None
+    assert to.health.healthy
+    assert rules(simulated, made) == []
+    assert made.history == (
+        "RUNNING",
+        "ENTER_RESCUE_MODE",
+        "RESCUE_MODE",
+        "EXIT_RESCUE_MODE",
+        "STOPPED",
+        "STARTING",
+        "RUNNING",
+    )
+
+
+def test_a_migration_that_is_given_up_leaves_the_instance_as_it_was(
+    simulated: TencentCloud, tmp_path: Path
+) -> None:
+    made = simulated.add_instance(system_disk=8 * MiB)
+    before = os.urandom(8 * MiB)
+    made.disks[0].path.write_bytes(before)
+    source, contents = image(tmp_path, 8 * MiB)
+
+    with Migration(source, target(simulated, made), state=tmp_path / "state") as migration:
+        migration.prepare()
+        migration.full_sync()
+        assert held(made, contents) == [True]
+        migration.abort()
+
+    assert made.state == "RUNNING"
+    assert held(made, [before]) == [True]
+    assert rules(simulated, made) == []
+
+
+def test_a_new_process_goes_on_in_a_rescue_mode_whose_password_it_does_not_know(
+    simulated: TencentCloud, tmp_path: Path
+) -> None:
+    made = simulated.add_instance(system_disk=8 * MiB)
+    source, contents = image(tmp_path, 8 * MiB)
+    with Migration(source, target(simulated, made), state=tmp_path / "state") as first:
+        first.prepare()
+        first.full_sync()
+
+    with Migration(source, target(simulated, made), state=tmp_path / "state") as second:
+        report = second.run()
+
+    assert report.proven
+    assert held(made, contents) == [True]
+    assert made.history.count("RESCUE_MODE") == 2
+    assert made.state == "RUNNING"
+
+
+def test_what_forbids_it_is_refused_before_anything_is_touched(
+    simulated: TencentCloud, tmp_path: Path
+) -> None:
+    small = simulated.add_instance(system_disk=1 << 30)
+    arm = simulated.add_instance(architecture="arm64")
+    expired = simulated.add_instance(restrict_state="EXPIRED")
+    big = tmp_path / "big.img"
+    with big.open("wb") as file:
+        file.truncate(2 << 30)
+
+    for made, says in ((small, "smaller"), (arm, "ARM"), (expired, "expired")):
+        with Migration(ImageFile(str(big)), target(simulated, made)) as migration:
+            blockers = [
+                finding.title
+                for finding in migration.check().findings
+                if finding.severity is Severity.BLOCKER
+            ]
+            with pytest.raises(ConditionError, match=says) as caught:
+                migration.prepare()
+
+        assert any(says in title for title in blockers), blockers
+        assert caught.value.remedy
+        assert made.history == (made.history[0],)
+    assert all(request.action.startswith("Describe") for request in simulated.requests)
+
+
+def test_bad_names_are_refused_before_anything_is_touched(
+    simulated: TencentCloud, tmp_path: Path
+) -> None:
+    made = simulated.add_instance(region="ap-beijing", rescue_system="none")
+    source, _ = image(tmp_path, MiB)
+    elsewhere = CvmTarget(instance(simulated, made, region="ap-guangzhou"))
+
+    with (
+        Migration(source, elsewhere) as migration,
+        pytest.raises(NotFoundError, match="region"),
+    ):
+        migration.prepare()
+    with pytest.raises(StepOrderError, match="prepare"):
+        elsewhere.open_agent()
+    with pytest.raises(InvalidRequestError, match="cannot be a source"):
+        elsewhere.check("source")
+
+
+def test_no_failure_of_the_way_in_leaves_an_instance_that_abort_does_not_mend(
+    simulated: TencentCloud, tmp_path: Path
+) -> None:
+    """The instance waits for migration, but no agent can be started there."""
+    made = simulated.add_instance(system_disk=8 * MiB)
+    source, _ = image(tmp_path, 8 * MiB)
+    to = CvmTarget(instance(simulated, made), python="/no/such/python", data_port=free_port())
+
+    with Migration(source, to, state=tmp_path / "state") as migration:
+        with pytest.raises(CvmMigrateError):
+            migration.prepare()
+        assert made.state == "RESCUE_MODE"
+        migration.abort()
+
+    assert made.state == "RUNNING"
+
+
+def test_the_command_line_s_text_names_region_instance_disks_and_settings() -> None:
+    plain = parse_cvm("cvm:ap-guangzhou/ins-0a1b2c3d")
+    full = parse_endpoint(
+        "cvm:ap-guangzhou/ins-0a1b2c3d/dev/vda,/dev/vdb?endpoint=http://127.0.0.1:80&data_port=8443&snapshots=no",
+        more={"cvm": parse_cvm},
+    )
+
+    assert plain.disks == ("/dev/vda",)
+    assert plain.instance.description == "cvm:ap-guangzhou/ins-0a1b2c3d"
+    assert full.description == "cvm:ap-guangzhou/ins-0a1b2c3d/dev/vda,/dev/vdb"
+    assert full.data_port == 8443
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cvm:ins-0a1b2c3d",
+        "cvm:ap-guangzhou/sg-1",
+        "cvm:ap-guangzhou-3/ins-0a1b2c3d",
+        "cvm:ap-guangzhou/ins-0a1b2c3d?port=1",
+        "cvm:ap-guangzhou/ins-0a1b2c3d?data_port=x",
+        "cvm:ap-guangzhou/ins-0a1b2c3d?data_port=0",
+        "cvm:ap-guangzhou/ins-0a1b2c3d?snapshots=maybe",
+        "cvm:ap-guangzhou/ins-0a1b2c3d/dev/vda,vdb",
+    ],
+)
+def test_a_text_that_names_no_instance_says_how_to_write_one(text: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        parse_cvm(text)
+
+    assert caught.value.remedy
+
+
+def test_missing_credentials_are_an_error_before_anything_is_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("TENCENTCLOUD_SECRET_ID", "TENCENTCLOUD_SECRET_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TENCENTCLOUD_SECRET_ID", "AKID")
+    source, _ = image(tmp_path, MiB)
+
+    with (
+        Migration(source, parse_cvm("cvm:ap-guangzhou/ins-0a1b2c3d")) as migration,
+        pytest.raises(CredentialsError, match="TENCENTCLOUD_SECRET_KEY"),
+    ):
+        migration.prepare()
