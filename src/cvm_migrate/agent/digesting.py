@@ -2,10 +2,13 @@
 
 from __future__ import absolute_import, division
 
+import sys
 import threading
 
 from cvm_migrate.agent import blockio, clock, digests
 from cvm_migrate.agent.verbs import AgentError, integer, ranges, text
+
+assert sys.platform != "win32", "the agent runs on Linux"  # noqa: S101 - tells type checkers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -2,8 +2,12 @@
 
 from __future__ import absolute_import
 
+import sys
+
 from cvm_migrate.agent import blockio
 from cvm_migrate.agent.verbs import integer, optional_integer, text
+
+assert sys.platform != "win32", "the agent runs on Linux"  # noqa: S101 - tells type checkers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

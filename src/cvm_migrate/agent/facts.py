@@ -15,7 +15,7 @@ import struct
 import sys
 import time
 
-from cvm_migrate.agent import freezer, mounts, names
+from cvm_migrate.agent import freezer, mounts, names, tracking
 
 assert sys.platform != "win32", "these facts are Linux's"  # noqa: S101 - tells type checkers
 
@@ -364,16 +364,6 @@ def _swaps():
     return [names.unescape(line.split()[0]) for line in _bytes("/proc/swaps").splitlines()[1:]]
 
 
-def _tracking():
-    # type: () -> Header
-    try:
-        from cvm_migrate.agent import tracking
-
-        return dict(tracking.probe())
-    except ImportError:
-        return {}
-
-
 def _facts(context, args, blob, reply):
     # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
     del context, args, blob, reply
@@ -400,7 +390,7 @@ def _facts(context, args, blob, reply):
         "mounts": _mounts(),
         "swaps": _swaps(),
         "addresses": _addresses(),
-        "tracking": _tracking(),
+        "tracking": dict(tracking.probe()),
         "can_freeze": freezer.can_freeze(),
         "tools": _tools(),
         "services": _services(),

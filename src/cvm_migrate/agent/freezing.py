@@ -15,6 +15,8 @@ import threading
 from cvm_migrate.agent import children, clock, freezer, mounts, names, watchdog
 from cvm_migrate.agent.verbs import AgentError, from_os_error, number, texts
 
+assert sys.platform != "win32", "the agent runs on Linux"  # noqa: S101 - tells type checkers
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional, Text, Tuple

@@ -33,6 +33,9 @@ from cvm_migrate.agent import (
     writing_out,
 )
 from cvm_migrate.agent.outbox import CallerGone, Outbox
+from cvm_migrate.agent.pump import compression
+from cvm_migrate.agent.pump import verbs as pump_verbs
+from cvm_migrate.agent.tracking import verbs as tracking_verbs
 from cvm_migrate.agent.verbs import AgentError, Context, Reply
 
 assert sys.platform != "win32", "the agent runs on Linux"  # noqa: S101 - tells type checkers
@@ -111,7 +114,7 @@ class Agent(object):
                     "pid": os.getpid(),
                     "verbs": sorted(self._verbs),
                     "digests": list(digests.NAMES),
-                    "codecs": _codecs(),
+                    "codecs": compression.available(),
                 },
             )
         )
@@ -296,25 +299,17 @@ def _defect(error):
 def _verbs():
     # type: () -> Dict[str, Verb]
     verbs = {}  # type: Dict[str, Verb]
-    for more in (facts.VERBS, disks.VERBS, digesting.VERBS, writing_out.VERBS, freezing.VERBS):
+    for more in (
+        facts.VERBS,
+        disks.VERBS,
+        digesting.VERBS,
+        tracking_verbs.VERBS,
+        writing_out.VERBS,
+        freezing.VERBS,
+        pump_verbs.VERBS,
+    ):
         verbs.update(more)
-    for name in ("tracking", "pump"):
-        try:
-            module = __import__("cvm_migrate.agent.%s.verbs" % name, fromlist=["VERBS"])
-        except ImportError:
-            continue
-        verbs.update(module.VERBS)
     return verbs
-
-
-def _codecs():
-    # type: () -> List[str]
-    try:
-        from cvm_migrate.agent.pump import compression
-    except ImportError:
-        # A Python that was built without zlib.
-        return ["raw"]
-    return compression.available()
 
 
 def own_lines():

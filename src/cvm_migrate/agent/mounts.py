@@ -4,8 +4,11 @@ from __future__ import absolute_import
 
 import os
 import re
+import sys
 
 from cvm_migrate.agent import names
+
+assert sys.platform != "win32", "the agent runs on Linux"  # noqa: S101 - tells type checkers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

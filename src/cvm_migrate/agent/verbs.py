@@ -9,13 +9,17 @@ from __future__ import absolute_import
 import errno
 import os
 import struct
+import sys
 import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, Optional, Text, Tuple, Type
 
-    from cvm_migrate.agent.blockio import OpenHandle
+    if sys.platform != "win32":
+        from cvm_migrate.agent.blockio import OpenHandle
+    else:
+        OpenHandle = Any
 
     Header = Dict[str, Any]
     Verb = Callable[["Context", Header, bytes, "Reply"], Tuple[Header, bytes]]

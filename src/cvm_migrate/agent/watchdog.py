@@ -19,6 +19,8 @@ import threading
 
 from cvm_migrate.agent import children, clock, freezer
 
+assert sys.platform != "win32", "the agent runs on Linux"  # noqa: S101 - tells type checkers
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import List, Optional

@@ -9,9 +9,12 @@ import ctypes
 import errno
 import os
 import select
+import sys
 
 from cvm_migrate.agent import children, clock, freezer
 from cvm_migrate.agent.verbs import AgentError, from_os_error, texts
+
+assert sys.platform != "win32", "the agent runs on Linux"  # noqa: S101 - tells type checkers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
