@@ -22,7 +22,7 @@ from rig import loopdev
 
 _Result = TypeVar("_Result")
 
-Path_ = Literal["data", "control", "both"]
+Paths = Literal["data", "control", "both"]
 _CLONE_NEWNET = 0x40000000
 # Of the test's own; nothing outside of the namespaces sees it.
 _NETWORK = "10.99.7"
@@ -78,13 +78,13 @@ class Lan:
     source: Machine
     target: Machine
 
-    def cut(self, path: Path_) -> None:
+    def cut(self, paths: Paths) -> None:
         """Cut the path between source and target, that of the caller to both, or both."""
-        if path != "control":
+        if paths != "control":
             # Both still reach the caller, but not each other.
             for port in ("source", "target"):
                 self._set(port, "type", "bridge_slave", "isolated", "on")
-        if path != "data":
+        if paths != "data":
             self._set("caller", "down")
 
     def mend(self) -> None:
