@@ -289,7 +289,7 @@ class Cutover:
                     work.hot.sent()
                 if collection == 0 and (job.options.prove == "frozen" or work.disk in refused):
                     work.suspect = work.suspect or "compared as a whole in the freeze"
-            if collection and not any(work.pending or work.suspect for work in job.works):
+            if collection and not any(work.pending or work.unsure for work in job.works):
                 break
             self._check_comparison(outcome)
             for work, tally in zip(job.works, outcome.tallies, strict=True):
@@ -307,13 +307,15 @@ class Cutover:
     def _check_comparison(self, outcome: _Outcome) -> None:
         """Refuse to compare for longer than the freeze will last."""
         job = self._job
-        to_compare = sum((w.touched - w.pending).total for w in job.works if w.suspect)
+        to_compare = sum(work.unsure.total for work in job.works)
         if not job.mounts or not to_compare:
             return
         seconds = to_compare / (job.compare_rate or _COMPARE_RATE)
         left = job.options.freeze_limit - (time.monotonic() - outcome.began)
         if seconds > left:
-            reasons = "; ".join(sorted({w.suspect for w in job.works if w.suspect}))
+            reasons = "; ".join(
+                sorted({w.suspect or "a transfer was cut off" for w in job.works if w.unsure})
+            )
             raise _TrackerUncertainError(
                 f"{format_size(to_compare)} have to be compared ({reasons}), which takes about"
                 f" {format_seconds(seconds)}; the freeze lasts {format_seconds(max(0.0, left))} more"
@@ -325,7 +327,7 @@ class Cutover:
         disks = [
             work
             for work in job.works
-            if job.passes.dirty_now([work]) or work.pending or work.suspect
+            if job.passes.dirty_now([work]) or work.pending or work.unsure
         ]
         paths = ", ".join(job.ends.source.disks[work.disk].path for work in disks)
         if not disks:

@@ -276,7 +276,9 @@ class Job:
         known = {record.disk: record for record in self.checkpoint.disks()}
         self.checkpoint.save_disks(
             [
-                attrs.evolve(known[work.disk], touched=work.touched, pending=work.pending)
+                attrs.evolve(
+                    known[work.disk], touched=work.touched, pending=work.pending - work.in_flight
+                )
                 for work in works
             ]
         )
@@ -306,9 +308,7 @@ class Job:
         started = time.monotonic()
         tallies = self.collect(kind)
         self.save(self.works)
-        todo = sum((work.pending - work.deferred).total for work in self.works) + sum(
-            (work.touched - work.pending).total for work in self.works if work.suspect
-        )
+        todo = sum((work.pending - work.deferred).total + work.unsure.total for work in self.works)
         self.emit(PassStarted(number, kind, todo))
         for work, tally in zip(self.works, tallies, strict=True):
             self.passes.settle(work, tally, number=number)

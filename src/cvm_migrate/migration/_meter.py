@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Final, Self
 
 from cvm_migrate.deadline import CancelToken
+from cvm_migrate.errors import AgentLostError, CancelledError, CvmMigrateError
+from cvm_migrate.interfaces import Agent
 
 _INTERVAL: Final = 0.5
+_LOOK: Final = 1.0
 
 
 class LinkedToken(CancelToken):
@@ -91,3 +96,43 @@ class Meter:
         except BaseException as raised:  # noqa: BLE001 - the caller's own, raised by __exit__
             self._raised = raised
             self.token.cancel()
+
+
+@contextlib.contextmanager
+def watching(agent: Agent, token: CancelToken) -> Generator[None]:
+    """While another agent works, look after this one; when it is lost, cancel the work.
+
+    Args:
+        agent: Whose loss ends the work.
+        token: Of the work.
+
+    Raises:
+        AgentLostError: It was lost, instead of the CancelledError that came of it.
+    """
+    over = threading.Event()
+    lost: list[AgentLostError] = []
+
+    def look() -> None:
+        while not over.wait(_LOOK):
+            try:
+                agent.frozen()
+            except AgentLostError as error:
+                lost.append(error)
+                token.cancel()
+                return
+            except CvmMigrateError:
+                # Its next real call says so as well, to someone who can act on it.
+                return
+
+    thread = threading.Thread(target=look, name=f"watching {agent.description}", daemon=True)
+    thread.start()
+    try:
+        yield
+    except CancelledError:
+        if lost:
+            raise lost[0] from None
+        raise
+    finally:
+        over.set()
+        if not lost:
+            thread.join(_LOOK)

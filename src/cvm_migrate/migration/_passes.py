@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Final
 
 import attrs
@@ -14,12 +15,15 @@ from cvm_migrate.errors import VerificationError
 from cvm_migrate.events import Event, Progress
 from cvm_migrate.migration._compare import comparison_chunk, differences
 from cvm_migrate.migration._ends import Ends
-from cvm_migrate.migration._meter import Meter
+from cvm_migrate.migration._meter import Meter, watching
 from cvm_migrate.migration._options import Options
 from cvm_migrate.migration._results import DiskPass
 from cvm_migrate.model import Changes, ExtentMap, Streamed
+from cvm_migrate.units import MiB
 
 _PEEK_INTERVAL: Final = 2.0
+# To compare less than this costs more than to send it again.
+_LARGE: Final = 8 * MiB
 
 
 @attrs.define
@@ -30,6 +34,8 @@ class Work:
         touched: Ranges that may have reached the target.
         pending: Ranges that must still be sent, or sent again.
         suspect: Why what counts as copied has to be compared; ``None`` if it need not.
+        doubtful: Ranges whose transfer was cut off: most of it may have arrived, so they are compared, not sent again.
+        in_flight: The part of *pending* that is being sent.
         hot: Finds the blocks that change all the time.
         deferred: The part of *pending* that is left to the final pass.
     """
@@ -39,6 +45,8 @@ class Work:
     touched: ExtentMap
     pending: ExtentMap
     suspect: str | None = None
+    doubtful: ExtentMap = attrs.Factory(ExtentMap)
+    in_flight: ExtentMap = attrs.Factory(ExtentMap)
     hot: HotBlocks = attrs.Factory(HotBlocks)
     deferred: ExtentMap = attrs.Factory(ExtentMap)
 
@@ -46,6 +54,11 @@ class Work:
     def whole(self) -> ExtentMap:
         """All of the disk."""
         return ExtentMap.whole(self.size)
+
+    @property
+    def unsure(self) -> ExtentMap:
+        """What has to be compared before it counts as copied."""
+        return (self.doubtful if self.suspect is None else self.touched) - self.pending
 
 
 @attrs.define
@@ -167,16 +180,14 @@ class Passes:
     def settle(
         self, work: Work, tally: Tally, *, number: int, cancel: CancelToken | None = None
     ) -> None:
-        """If the disk is suspect, compare what counts as copied; what differs is pending afterwards."""
-        if work.suspect is None:
-            return
-        tally.certain, tally.reason = False, work.suspect
-        found = self.compare(
-            work, work.touched - work.pending, tally, number=number, cancel=cancel
-        )
+        """Compare what is not sure to have been copied; what differs is pending afterwards."""
+        if work.suspect is not None:
+            tally.certain, tally.reason = False, work.suspect
+        found = self.compare(work, work.unsure, tally, number=number, cancel=cancel)
         tally.changed += (found - work.pending).total
         work.pending |= found
         work.suspect = None
+        work.doubtful = ExtentMap()
 
     def send(
         self,
@@ -197,10 +208,8 @@ class Passes:
             before = 0
             for batch in ranges.batches(self._options.batch):
                 meter.token.check()
-                if batch - work.touched:
-                    work.touched |= batch
-                    self._write_down([work])
-                wrong = self._send_once(work, batch, tally, meter, before)
+                with self._in_flight(work, batch):
+                    wrong = self._send_once(work, batch, tally, meter, before)
                 if wrong:
                     wrong = self._send_once(work, wrong, tally, meter, before)
                 if wrong:
@@ -215,6 +224,25 @@ class Passes:
                 before += batch.total
                 self._write_down([work])
 
+    @contextlib.contextmanager
+    def _in_flight(self, work: Work, batch: ExtentMap) -> Generator[None]:
+        """Around the sending of a batch: if it is cut off, much of a large one may have arrived."""
+        large = batch.total >= _LARGE
+        if large:
+            work.in_flight = batch
+        if batch - work.touched:
+            work.touched |= batch
+            self._write_down([work])
+        try:
+            yield
+        except BaseException:
+            if large:
+                work.doubtful |= work.pending & batch
+                work.pending -= batch
+            raise
+        finally:
+            work.in_flight = ExtentMap()
+
     def _send_once(
         self, work: Work, ranges: ExtentMap, tally: Tally, meter: Meter, before: int
     ) -> ExtentMap:
@@ -227,18 +255,20 @@ class Passes:
             meter.done(before + so_far.acked)
 
         started = time.monotonic()
-        streamed = ends.source_agent.stream(
-            ends.sender,
-            work.disk,
-            ranges,
-            chunk=options.chunk,
-            codec=options.codec,
-            level=int(options.level),
-            bandwidth=options.bandwidth,
-            read_limit=options.read_limit,
-            on_progress=progress,
-            cancel=meter.token,
-        )
+        # The source's pump would wait for a lost target for as long as for a cut network.
+        with watching(ends.target_agent, meter.token):
+            streamed = ends.source_agent.stream(
+                ends.sender,
+                work.disk,
+                ranges,
+                chunk=options.chunk,
+                codec=options.codec,
+                level=int(options.level),
+                bandwidth=options.bandwidth,
+                read_limit=options.read_limit,
+                on_progress=progress,
+                cancel=meter.token,
+            )
         sent = time.monotonic()
         tally.wire = wire + streamed.wire
         tally.zero += streamed.zero
@@ -259,7 +289,7 @@ class Passes:
     def dirty_now(self, works: Sequence[Work]) -> int | None:
         """Return how many bytes a pass now would have to send; ``None`` if only a comparison can tell."""
         tracking = self._ends.tracking
-        if tracking is None or tracking.rung is None or any(work.suspect for work in works):
+        if tracking is None or tracking.rung is None or any(work.unsure for work in works):
             return None
         agent, disks = self._ends.source_agent, self._ends.source.disks
         return sum(agent.peek_changes(disks[work.disk]) + work.pending.total for work in works)
