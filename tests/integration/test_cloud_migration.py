@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -189,6 +193,72 @@ def test_no_failure_of_the_way_in_leaves_an_instance_that_abort_does_not_mend(
         migration.abort()
 
     assert made.state == "RUNNING"
+
+
+def command_lines() -> str:
+    """Return the command lines of all processes of this machine, as ``ps`` shows them."""
+    lines: list[bytes] = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        # Processes come and go.
+        with contextlib.suppress(OSError):
+            lines.append(file.read_bytes())
+    return b"\n".join(lines).decode(errors="replace")
+
+
+def test_no_secret_is_on_a_command_line_in_a_file_a_log_or_an_event_while_it_runs(
+    simulated: TencentCloud, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    made = simulated.add_instance(system_disk=4 * MiB)
+    source, _ = image(tmp_path, 4 * MiB)
+    cvm = instance(simulated, made)
+    state = tmp_path / "state"
+    told: list[str] = []
+
+    with Migration(
+        source,
+        CvmTarget(cvm, data_port=free_port()),
+        state=state,
+        observer=lambda event: told.append(repr(event)),
+    ) as migration:
+        migration.prepare()
+        processes = command_lines()
+        # The password is known to this object, which does not enter again.
+        password = cvm.enter_migration().password
+        migration.full_sync()
+        migration.cutover()
+        report = migration.finish()
+
+    files = b"".join(file.read_bytes() for file in state.rglob("*") if file.is_file())
+    shown = processes + "".join(told) + repr(report) + caplog.text + files.decode(errors="replace")
+    assert "ssh" in processes
+    assert files
+    for secret in (password, simulated.secret_key):
+        assert secret not in shown
+
+
+@pytest.mark.slow
+def test_the_command_line_moves_a_disk_onto_an_instance(
+    simulated: TencentCloud, tmp_path: Path
+) -> None:
+    made = simulated.add_instance(system_disk=8 * MiB)
+    source, contents = image(tmp_path, 8 * MiB)
+    to = f"cvm:{made.region}/{made.instance_id}?endpoint={simulated.endpoint}&data_port={free_port()}"
+    command = [sys.executable, "-m", "cvm_migrate", "run", "--source", source.description]
+
+    done = subprocess.run(
+        [*command, "--target", to, "--state", str(tmp_path / "state"), "--json"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, **simulated.environment},
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert held(made, contents) == [True]
+    assert made.state == "RUNNING"
+    assert simulated.secret_key not in done.stdout + done.stderr
 
 
 def test_the_command_line_s_text_names_region_instance_disks_and_settings() -> None:
