@@ -8,6 +8,7 @@ import signal
 import struct
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,7 @@ def test_many_ranges_come_in_bounded_parts(
     agent_zip: Path, tmp_path: Path, version: str, rung: str
 ) -> None:
     with (
-        loopdev.loop_device(tmp_path / "disk", 512 * MIB) as path,
+        loopdev.loop_device(tmp_path / "disk", 512 * MIB, direct=False) as path,
         raw_agent(PYTHONS[version], agent_zip) as agent,
     ):
         handle = agent.open(path)["handle"]
@@ -87,7 +88,7 @@ def test_bad_requests_are_told(agent_zip: Path, tmp_path: Path, version: str) ->
     ):
         handle = agent.open(path)["handle"]
         file = agent.open(tmp_path / "file")["handle"]
-        for wrong in (
+        wrongs: list[dict[str, Any]] = [
             {"handles": [99], "rungs": ["ebpf"]},
             {"handles": handle, "rungs": ["ebpf"]},
             {"handles": [handle], "rungs": ["magic"]},
@@ -95,7 +96,8 @@ def test_bad_requests_are_told(agent_zip: Path, tmp_path: Path, version: str) ->
             {"handles": [file], "rungs": ["ebpf"]},
             {"handles": [handle], "rungs": ["ebpf"], "block": 5000},
             {"handles": [handle], "rungs": ["ebpf"], "block": "large"},
-        ):
+        ]
+        for wrong in wrongs:
             with pytest.raises(RawError) as caught:
                 agent.call("track_start", **wrong)
             assert caught.value.code == "bad-request"
