@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import sys
 import tempfile
 import threading
@@ -15,9 +16,18 @@ from pathlib import Path
 
 import attrs
 
+from cvm_migrate.cloud import CloudEndpoint, CvmInstance, StaticCredentials
 from cvm_migrate.events import Observer
-from cvm_migrate.migration import ImageFile, LocalHost, Migration, Options, Report, Result
-from cvm_migrate.testing._busy_disk import BusyDisk, Proof, attached, prove_copy
+from cvm_migrate.migration import (
+    CvmTarget,
+    ImageFile,
+    LocalHost,
+    Migration,
+    Options,
+    Report,
+    Result,
+)
+from cvm_migrate.testing import BusyDisk, Proof, TencentCloud, prove_copy
 from cvm_migrate.units import KiB, format_size
 
 _DOWNTIME = 1.0
@@ -29,12 +39,16 @@ class DemoResult(Result):
 
     Attributes:
         report: Of the migration.
+        instance: The simulated cloud instance; ``None`` without root.
+        states: The states it went through.
         proof: What was found on the mounted copy; ``None`` without root.
         identical: Without root: whether both image files are equal, byte for byte.
         not_shown: What could not be shown, and why.
     """
 
     report: Report
+    instance: str | None
+    states: tuple[str, ...]
     proof: Proof | None
     identical: bool | None
     not_shown: str | None
@@ -43,12 +57,14 @@ class DemoResult(Result):
     def proven(self) -> bool:
         """Whether the copy is what it should be."""
         if self.proof is not None:
-            return self.proof.holds
+            return self.proof.holds and self.states[-1] == "RUNNING"
         return bool(self.identical)
 
     def to_text(self) -> str:
         """Return it as lines for a terminal."""
         lines = [self.report.to_text(), ""]
+        if self.instance is not None:
+            lines += [f"{self.instance}: {' -> '.join(self.states)}", ""]
         if self.proof is not None:
             proof = self.proof
             lines += [
@@ -87,22 +103,40 @@ def demo(*, size: int, observer: Observer, without_root: bool = False) -> DemoRe
 
 
 def _with_disk(folder: Path, size: int, observer: Observer) -> DemoResult:
-    copy = folder / "copy.img"
-    with copy.open("wb") as file:
-        file.truncate(size)
     promised: list[int] = []
-    with BusyDisk(folder, size=size) as disk, attached(copy) as target:
+    with BusyDisk(folder, size=size) as disk, TencentCloud() as cloud:
+        simulated = cloud.add_instance(system_disk=size)
+        instance = CvmInstance(
+            simulated.instance_id,
+            region=simulated.region,
+            credentials=StaticCredentials(cloud.secret_id, cloud.secret_key),
+            endpoint=CloudEndpoint(url=cloud.endpoint),
+        )
         with Migration(
             source=LocalHost(disks=[str(disk.device)]),
-            target=LocalHost(disks=[str(target)]),
+            target=CvmTarget(instance, data_port=_free_port()),
             state=folder / "state",
             options=Options(max_downtime=_DOWNTIME),
             observer=observer,
         ) as migration:
             report = migration.run(on_quiesced=lambda: promised.append(disk.acknowledged))
         disk.stop_writer()
-        proof = prove_copy(target, folder, promised=promised[-1])
-    return DemoResult(report=report, proof=proof, identical=None, not_shown=None)
+        proof = prove_copy(simulated.disks[0].path, folder, promised=promised[-1])
+        return DemoResult(
+            report=report,
+            instance=simulated.instance_id,
+            states=simulated.history,
+            proof=proof,
+            identical=None,
+            not_shown="the cloud is the simulator: its rescue system is real, its API is checked against the SDK",
+        )
+
+
+def _free_port() -> int:
+    """Return a port for the data: 443, as on a CVM, may be taken on this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _with_image(folder: Path, size: int, observer: Observer) -> DemoResult:
@@ -129,6 +163,8 @@ def _with_image(folder: Path, size: int, observer: Observer) -> DemoResult:
         quiesce()
     return DemoResult(
         report=report,
+        instance=None,
+        states=(),
         proof=None,
         identical=_equal(source, copy),
         not_shown="a mounted file system, change tracking by the kernel and a freeze need root; the source was an "
