@@ -18,6 +18,7 @@ import attrs
 from cvm_migrate import __version__
 from cvm_migrate.cli._demo import demo
 from cvm_migrate.cli._exit_codes import ExitCode, exit_code
+from cvm_migrate.cli._fleet import FleetDisplay, fleet
 from cvm_migrate.cli._progress import ProgressDisplay
 from cvm_migrate.errors import CvmMigrateError, InvalidRequestError
 from cvm_migrate.events import Event, Observer
@@ -163,6 +164,12 @@ def _parser() -> argparse.ArgumentParser:
     restore.add_argument("image", metavar="IMAGE")
     restore.add_argument("target", metavar="TARGET")
     commands.add_parser("abort", parents=[ends, how, output], help="give up, put the target back")
+    many = commands.add_parser("fleet", parents=[output], help="all migrations of a plan file")
+    many.add_argument("plans", type=Path, metavar="PLANFILE", help="TOML or JSON")
+    many.add_argument("--state", type=Path, metavar="DIR", help="where all checkpoints lie")
+    many.add_argument("--workers", type=int, default=4, metavar="N", help="at the same time")
+    many.add_argument("--report", type=Path, metavar="FILE", help="write the report as HTML")
+    many.add_argument("--dry-run", action="store_true", help="check all, stop")
     show = commands.add_parser("demo", parents=[output], help="move a busy disk and prove it")
     show.add_argument("--size", type=_size, default=512 << 20, metavar="SIZE", help="of the disk")
     show.add_argument("--no-root", action="store_true", help="as if not root: image file, digests")
@@ -246,6 +253,19 @@ def _abort(parsed: argparse.Namespace, observer: Observer) -> tuple[Result, int]
         return migration.abort(), ExitCode.DONE
 
 
+def _fleet(parsed: argparse.Namespace, observer: Observer) -> tuple[Result, int]:
+    del observer  # it shows one migration
+    report, code = fleet(
+        parsed.plans,
+        state=parsed.state,
+        workers=parsed.workers,
+        dry_run=parsed.dry_run,
+        display=None if parsed.quiet else FleetDisplay(sys.stderr),
+    )
+    _write_report(parsed, report)
+    return report, code
+
+
 def _demo(parsed: argparse.Namespace, observer: Observer) -> tuple[Result, int]:
     shown = demo(size=parsed.size, observer=observer, without_root=parsed.no_root)
     return shown, ExitCode.DONE if shown.proven else ExitCode.NOT_IDENTICAL
@@ -273,5 +293,6 @@ _COMMANDS = {
     "capture": _capture,
     "restore": _restore,
     "abort": _abort,
+    "fleet": _fleet,
     "demo": _demo,
 }

@@ -31,7 +31,9 @@ Setting = str | int | bool | Path
 _DATA: Final[Mapping[str, type]] = {"data_host": str, "data_port": int}
 _CVM: Final[Mapping[str, type]] = {
     **_DATA,
+    "config": Path,
     "endpoint": str,
+    "jump": str,
     "ledger": str,
     "snapshots": bool,
     "source": str,
@@ -112,7 +114,10 @@ class Place:
             for name, value in settings.items():
                 check_setting(name, value, known, self.kind)
         if self.kind == "cvm":
-            return parse_cvm(_with_query(self.at, settings))
+            config = settings.pop("config", None)
+            return parse_cvm(
+                _with_query(self.at, settings), config=None if config is None else Path(config)
+            )
         endpoint = parse_endpoint(self.at)
         if isinstance(endpoint, LocalHost | ImageFile | SshHost):
             return attrs.evolve(endpoint, **settings)
