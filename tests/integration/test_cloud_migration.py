@@ -126,8 +126,10 @@ def test_a_new_process_goes_on_in_a_rescue_mode_whose_password_it_does_not_know(
         first.full_sync()
 
     with Migration(source, target(simulated, made), state=tmp_path / "state") as second:
+        findings = second.check().findings
         report = second.run()
 
+    assert not [one.title for one in findings if one.severity is Severity.BLOCKER]
     assert report.proven
     assert held(made, contents) == [True]
     assert made.history.count("RESCUE_MODE") == 2

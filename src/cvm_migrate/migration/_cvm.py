@@ -100,6 +100,7 @@ class CvmTarget:
             take_over=take_over,
         )
         self._cancel: CancelToken | None = None
+        self._notes: MutableMapping[str, str] = {}
         self._target: RescueTarget | None = None
         self._access: RescueAccess | None = None
         self._folder: Path | None = None
@@ -124,6 +125,10 @@ class CvmTarget:
             self._disks = tuple(f"/dev/vd{letter}" for letter in letters)
         if self._source is None:
             self._wish = attrs.evolve(self._wish, source=_address(source))
+
+    def remember(self, notes: MutableMapping[str, str]) -> None:
+        """Learn what is noted already, so that :meth:`check` knows whether it waits because of this migration."""
+        self._notes = notes
 
     # What it is
 
@@ -189,7 +194,7 @@ class CvmTarget:
     def check(self, role: Literal["source", "target"]) -> Sequence[Finding]:
         """Return what the API tells about it; changes nothing."""
         _refuse_source(role)
-        return self._rescue({}).check()
+        return self._rescue(self._notes).check()
 
     def check_source(self, sizes: Sequence[int], facts: HostFacts) -> Sequence[Finding]:
         """Return what speaks against this source on this instance; it is remembered until the target begins.

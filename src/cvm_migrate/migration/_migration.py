@@ -92,6 +92,8 @@ class Migration:
             observer=observer,
             cancel=self._cancel,
         )
+        if isinstance(to, CvmTarget):
+            to.remember(self._job.checkpoint.notes)
         self._busy = threading.Lock()
         self._cutover: CutoverResult | None = None
         self._closed = False
@@ -442,7 +444,7 @@ class Migration:
                     "a step was repeated",
                     evidence=error.message,
                 )
-                self._cancel.wait(min(2.0**attempt, 30.0))
+                self._cancel.wait(min(0.5 * 2.0**attempt, 30.0))
         raise ConditionError("no attempt was allowed")
 
     def _note_check(self, report: CheckReport) -> None:
