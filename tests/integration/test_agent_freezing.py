@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -388,6 +389,58 @@ def test_write_out_puts_on_the_disk_what_was_written(
     assert caught.value.code == "not-found"
     assert caught.value.header["device"] == str(tmp_path / "none")
     wait_until(lambda: not children(agent.process.pid))
+
+
+@SOME_PYTHONS
+@pytest.mark.parametrize("end", ["thaw", "kill", "terminate"])
+def test_the_file_system_that_its_own_python_lies_on_can_be_frozen(
+    agent_zip: Path, version: str, tmp_path: Path, stack: contextlib.ExitStack, end: str
+) -> None:
+    require("root", "loop", "mkfs.ext4")
+    device = stack.enter_context(loopdev.loop_device(tmp_path / "system.img", 256 * MiB))
+    loopdev.make_file_system(device, "ext4")
+    system = stack.enter_context(loopdev.mounted(device, tmp_path / "system", "strictatime"))
+    python = copied_python(PYTHONS[version], system)
+    own_zip = Path(shutil.copy(agent_zip, system))
+    stack.callback(loopdev.run, "fsfreeze", "--unfreeze", str(system), check=False)
+    with raw_agent(python, own_zip) as agent:
+        handle = agent.open(device)["handle"]
+        agent.call("freeze", mounts=[str(system)], limit=LONG)
+        forget(system)
+        blob = (0).to_bytes(8, "big") + (256 * MiB).to_bytes(8, "big")
+        args = {"handle": handle, "chunk": MiB, "algorithm": "sha256"}
+        parts = list(agent.frames(agent.ask("digest", blob, **args)))
+        assert sum(part.header.get("count", 0) for part in parts) == 256
+        agent.call("facts")
+        writer = Writer(system)
+        assert writer.blocked()
+        if end == "thaw":
+            assert agent.call("thaw").header["lost"] is False
+        else:
+            agent.kill(signal.SIGKILL if end == "kill" else signal.SIGTERM)
+        assert writer.ends()
+
+
+def forget(folder: Path) -> None:
+    """Have the page cache drop the files of a folder, so that they are read from their disk again."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            fd = os.open(file, os.O_RDONLY)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+
+
+def copied_python(python: Path, to: Path) -> Path:
+    """An interpreter with its library, of which nothing is compiled yet; return the copy."""
+    real = python.resolve()
+    name = real.name if "." in real.name else "python" + ".".join(real.parts[-3].split(".")[:2])
+    (to / "bin").mkdir()
+    shutil.copy2(real, to / "bin" / name)
+    ignored = shutil.ignore_patterns(
+        "test", "tests", "site-packages", "__pycache__", "config*", "*.pyc"
+    )
+    shutil.copytree(real.parent.parent / "lib" / name, to / "lib" / name, ignore=ignored)
+    return to / "bin" / name
 
 
 class HangingDisk:
