@@ -53,7 +53,7 @@ class FleetObserver(Protocol):
 
 
 class FleetHook(Protocol):
-    """Takes part in a cutover, as :meth:`cvm_migrate.Migration.cutover` says, and is told which plan's it is."""
+    """Takes part in a cutover as :meth:`~cvm_migrate.migration.Migration.cutover` says; told which plan's it is."""
 
     def __call__(self, plan: Plan, /) -> None:
         """Do what is to be done at that moment."""
@@ -86,7 +86,7 @@ def migrate_many(
             are other processes, observer and hooks are called there, so they must pickle: functions of a module do.
         workers: How many run at the same time, without an *executor*.
         observer: Called with the plan's name and each event, where the migration runs.
-        on_quiesced: As in :meth:`cvm_migrate.Migration.cutover`, with the plan.
+        on_quiesced: As in :meth:`~cvm_migrate.migration.Migration.cutover`, with the plan.
         on_proven: As there.
         on_thawed: As there.
         on_done: Called in this thread with each outcome as it arrives.

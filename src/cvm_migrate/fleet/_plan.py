@@ -130,7 +130,9 @@ class Place:
             # A CVM that waits for migration is in one migration's hands, whatever its disks.
             return ((f"cvm:{endpoint.instance.instance_id}", "all"),)
         if isinstance(endpoint, SshHost):
-            machine = f"ssh://{endpoint.address}:{endpoint.port or ''}"
+            # Whoever logs in, it is the same machine; its aliases are known to ssh alone.
+            host = endpoint.address.rpartition("@")[2].lower()
+            machine = f"ssh://{host}:{endpoint.port or 22}"
             return tuple((machine, os.path.normpath(path)) for path in endpoint.disks)
         # A disk has many names in /dev/disk.
         return tuple(("this machine", os.path.realpath(path)) for path in endpoint.disks)
