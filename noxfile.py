@@ -34,7 +34,10 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Check types with two checkers, for Linux and for Windows."""
     _tool(session, "mypy", "--platform", "linux")
-    _tool(session, "mypy", "--platform", "win32", "src/cvm_migrate")
+    # The agent asks Linux for its disks; its Windows reader comes in a later issue. What imports it must be right
+    # on Windows too.
+    agent = ("--exclude", "src/cvm_migrate/agent/", "--follow-imports", "silent")
+    _tool(session, "mypy", "--platform", "win32", *agent, "src/cvm_migrate")
     _tool(session, "pyright", "--pythonpath", PYTHON)
 
 

@@ -97,9 +97,13 @@ def demo(*, size: int, observer: Observer, without_root: bool = False) -> DemoRe
     """
     with tempfile.TemporaryDirectory(prefix="cvm-migrate-demo-") as name:
         folder = Path(name)
-        if without_root or sys.platform != "linux" or os.geteuid() != 0:
+        if without_root or not _is_root():
             return _with_image(folder, size, observer)
         return _with_disk(folder, size, observer)
+
+
+def _is_root() -> bool:
+    return sys.platform == "linux" and os.geteuid() == 0
 
 
 def _with_disk(folder: Path, size: int, observer: Observer) -> DemoResult:
