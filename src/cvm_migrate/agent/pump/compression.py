@@ -165,6 +165,13 @@ class Chooser(object):
         self.compressed = 0
         self.plain = 0
 
+    def begin(self):
+        # type: () -> None
+        """Count anew, for another stream on the same path."""
+        with self._lock:
+            self.compressed = 0
+            self.plain = 0
+
     def sent(self, count, seconds):
         # type: (int, float) -> None
         """Note that *count* bytes were on their way for *seconds*, waits for the disk not counted."""
@@ -182,23 +189,25 @@ class Chooser(object):
         with self._lock:
             self._chunks += 1
             wanted = self._pays or self._try_now()
-        return wanted and _shrinks(chunk, compress)
+        if not wanted or not _shrinks(chunk, compress):
+            # What does not shrink says nothing about the compressor: the next one is looked at.
+            return False
+        with self._lock:
+            self._chunks = 0
+            self._tried = self._clock()
+        return True
 
     def _try_now(self):
         # type: () -> bool
         send = self._send_time
         if send is None or (self.codec == "zlib" and send < _ZLIB_BELOW):
             return False
-        now = self._clock()
-        if self._tried is not None:
-            if self._chunks < _TRY_EVERY:
-                return False
-            hopeless = self._pack_time is not None and send * 2 < self._pack_time
-            if hopeless and now - self._tried < _TRY_AGAIN:
-                return False
-        self._chunks = 0
-        self._tried = now
-        return True
+        if self._tried is None:
+            return True
+        hopeless = self._pack_time is not None and send * 2 < self._pack_time
+        if hopeless and self._clock() - self._tried < _TRY_AGAIN:
+            return False
+        return self._chunks >= _TRY_EVERY
 
     def tried(self, before, after, seconds):
         # type: (int, int, float) -> None

@@ -81,6 +81,7 @@ class Job(object):
         # type: (int, OpenHandle, bytes, int, Chooser, Waker) -> None
         self.disk = disk
         self.handle = handle
+        self.chunk = chunk
         self.chooser = chooser
         self.begin = monotonic()
         self._waker = waker

@@ -39,6 +39,10 @@ CONNECTING = "connecting"
 UP = "up"
 
 
+class _Renewal(Exception):
+    """The connection has carried so much that it needs new keys."""
+
+
 class Item(object):
     """Something to send: a chunk in a slot, a fact about zeroes, or a flush."""
 
@@ -157,19 +161,19 @@ class Lane(object):
                     while self._redo:
                         job, offset, length = self._redo.popleft()
                         if job.error is None:
-                            return job, offset, length, self._take_slot(length)
+                            return job, offset, length, self._take_slot(job.chunk)
                         job.dropped()
                     current = self._sender.job
                     found = None if current is None else current.take()
                     if current is not None and found is not None:
-                        return current, found[0], found[1], self._take_slot(found[1])
+                        return current, found[0], found[1], self._take_slot(current.chunk)
                 self._cond.wait()
 
-    def _take_slot(self, length):
+    def _take_slot(self, chunk):
         # type: (int) -> slots.Slot
         self._free -= 1
         slot = self._slots.pop() if self._slots else None
-        return slot if slot is not None and slot.size >= length else slots.Slot(length)
+        return slot if slot is not None and slot.size >= chunk else slots.Slot(chunk)
 
     def _give_slot(self, item):
         # type: (Item) -> None
@@ -254,6 +258,13 @@ class Lane(object):
                 wait = _FIRST_WAIT
                 try:
                     self._serve(channel)
+                except _Renewal:
+                    # Nothing was under way, so nothing is sent again.
+                    with self._cond:
+                        self.state = CONNECTING
+                        self._lost = monotonic()
+                        self._was_up = False
+                    self._retry.set()
                 except Cut as error:
                     self._failed("%s" % (error,), None)
                 except frames.FrameError as error:
@@ -425,7 +436,11 @@ class Lane(object):
                 channel.keep_alive(may_speak=item is None)
                 blocked = not channel.flush()
                 if item is None and not blocked:
-                    item = self._next_item()
+                    if channel.wire >= self._sender.renew_after:
+                        if not self._in_flight:
+                            raise _Renewal
+                    else:
+                        item = self._next_item()
                     if item is not None:
                         rest = self._encode(item)
                         begin = monotonic()

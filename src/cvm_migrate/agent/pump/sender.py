@@ -21,11 +21,13 @@ assert sys.platform != "win32", "pumps run on Linux"  # noqa: S101 - tells type 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ssl
-    from typing import Any, Dict, List, Optional, Text
+    from typing import Any, Dict, List, Optional, Text, Tuple
 
     from cvm_migrate.agent.blockio import OpenHandle
     from cvm_migrate.agent.verbs import Reply
 
+# One key of AES-GCM is good for 2**24.5 records of 16 KiB (RFC 8446, 5.5), which is 362 GiB.
+RENEW_AFTER = 256 << 30
 _PART_INTERVAL = 0.25
 # How often one who waits for another's job looks whether it is over.
 _LOOK = 0.02
@@ -45,16 +47,29 @@ class Sender(object):
         session: What it wants to hear.
         algorithm: Of the digests.
         patience: Seconds that a connection may stay cut.
+        renew_after: Bytes after which a connection is made anew.
     """
 
-    def __init__(self, disks, context, peer, host, port, session, algorithm, patience):
-        # type: (Dict[int, OpenHandle], ssl.SSLContext, Text, Text, int, Text, str, float) -> None
+    def __init__(
+        self,
+        disks,
+        context,
+        peer,
+        host,
+        port,
+        session,
+        algorithm,
+        patience,
+        renew_after=RENEW_AFTER,
+    ):
+        # type: (Dict[int, OpenHandle], ssl.SSLContext, Text, Text, int, Text, str, float, int) -> None
         self.context = context
         self.peer = peer
         self.host = host
         self.port = port
         self.algorithm = algorithm
         self.patience = patience
+        self.renew_after = renew_after
         self.job = None  # type: Optional[jobs.Job]
         self.sending = Bucket(None, monotonic)
         self.reading = Bucket(None, monotonic)
@@ -64,6 +79,7 @@ class Sender(object):
         self._session = session
         self._name = binascii.hexlify(os.urandom(16)).decode("ascii")
         self._lanes = []  # type: List[lane.Lane]
+        self._choosers = {}  # type: Dict[Tuple[str, str, int], compression.Chooser]
         # One job at a time, as lanes must be clear of the last one before they begin another.
         self._busy = threading.Lock()
 
@@ -151,7 +167,7 @@ class Sender(object):
         if codec not in ("auto", "raw") and codec not in facts["codecs"]:
             raise AgentError("unsupported", "not both ends have %s" % codec)
         packing = [name for name in facts["codecs"] if name != "raw"]
-        chooser = compression.Chooser(codec, packing[0] if packing else "raw", level)
+        chooser = self._chooser(codec, packing[0] if packing else "raw", level)
         job = jobs.Job(disk, handle, blob, chunk, chooser, self.waker)
         flush_seconds = 0.0
         self.job = job
@@ -176,6 +192,16 @@ class Sender(object):
             if job.error is not None:
                 self._clear(job)
             self.job = None
+
+    def _chooser(self, codec, best, level):
+        # type: (str, str, int) -> compression.Chooser
+        """Return what decides about compression; what it learnt of the path stays from one job to the next."""
+        key = (codec, best, level)
+        if key not in self._choosers:
+            self._choosers = {key: compression.Chooser(codec, best, level)}
+        chooser = self._choosers[key]
+        chooser.begin()
+        return chooser
 
     def _kick(self, lanes):
         # type: (List[lane.Lane]) -> None
