@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def _needs() -> None:
 
 
 @contextlib.contextmanager
-def host(folder: Path, version: str, *, settings: str = "") -> Iterator[Sshd]:
+def host(folder: Path, version: str, *, settings: str = "") -> Generator[Sshd]:
     """A machine with one Python; nothing of ours may be left there at the end."""
     name = "python" if version == "2.7" else f"python{version}"
     links = {name: interpreters()[version], "id": system_program("id")}
@@ -53,7 +53,7 @@ def _wait_for_end(server: Sshd) -> None:
 
 
 def ssh_host(server: Sshd, *disks: Path, **more: Any) -> SshHost:
-    how = attrs.asdict(server.target, filter=lambda _, value: value is not None)
+    how: dict[str, Any] = attrs.asdict(server.target)
     return SshHost(how.pop("destination"), disks=disks, **how, **more)
 
 
@@ -90,9 +90,8 @@ def move(source: Any, target: Any, **options: Any) -> tuple[Report, list[str]]:
         if isinstance(event, events.Connected):
             routes.append(event.route)
 
-    with Migration(
-        source, target, options=Options(**{"max_downtime": 20, **options}), observer=observe
-    ) as migration:
+    options.setdefault("max_downtime", 20)
+    with Migration(source, target, options=Options(**options), observer=observe) as migration:
         return migration.run(), routes
 
 

@@ -135,9 +135,38 @@ def _started(pid: int) -> str | None:
     return stat.rpartition(")")[2].split()[19]
 
 
+def _family(pid: int) -> list[int]:
+    """A process and all that descend from it."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            # Processes end while one looks.
+            with contextlib.suppress(OSError, IndexError):
+                stat = (entry / "stat").read_text()
+                parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
+
+
 def note_process(pid: int) -> Path:
-    """Have a process killed, if it still runs when this one lives no more; remove the note when it has ended."""
+    """Have a process and its descendants killed, if it still runs when this one lives no more.
+
+    Remove the note when it has ended.
+    """
     return _note("process", f"{pid}:{_started(pid)}")
+
+
+def _kill(noted: str) -> list[str]:
+    """Kill a process that was noted, and its descendants, if it is still the same one."""
+    pid, _, started = noted.partition(":")
+    if _started(int(pid)) != started:
+        return []
+    for member in _family(int(pid)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(member, signal.SIGKILL)
+    return [f"process {pid}"]
 
 
 def sweep() -> list[str]:
@@ -156,11 +185,7 @@ def sweep() -> list[str]:
                 continue
             name = entry["name"]
             if kind == "process":
-                pid, _, started = name.partition(":")
-                if _started(int(pid)) == started:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(int(pid), signal.SIGKILL)
-                    left.append(f"process {pid}")
+                left += _kill(name)
             if kind == "mount" and os.path.ismount(name):
                 subprocess.run(["fsfreeze", "--unfreeze", name], check=False, capture_output=True)
                 run("umount", "--lazy", name, check=False)

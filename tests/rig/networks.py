@@ -1,7 +1,7 @@
 """Machines on one network, each in a network namespace, whose paths can be cut one by one.
 
-A namespace lives as long as the process that holds it, which ends with its standard input: also after a kill of the
-test nothing is left, and the kernel takes the links away with it.
+A namespace lives as long as the process that holds it, and the kernel takes the links away with it. That process ends
+some time after its standard input: also after a kill of the test nothing is left, once all others have ended in order.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _namespace() -> Generator[int]:
     """A network namespace with nothing but loopback; the number of the process that holds it."""
     own = Path("/proc/self/ns/net").readlink()
     holder = subprocess.Popen(
-        ["unshare", "--net", "cat"],
+        ["unshare", "--net", "/bin/sh", "-c", "cat; exec sleep 30"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
@@ -130,9 +130,8 @@ def _namespace() -> Generator[int]:
         _in(holder.pid, "ip", "link", "set", "dev", "lo", "up")
         yield holder.pid
     finally:
-        if holder.stdin is not None:
-            holder.stdin.close()
-        holder.wait(30)
+        with holder:
+            holder.kill()
         note.unlink(missing_ok=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +27,7 @@ from rig.writers import Writer, ledger, writing
 MiB = 1 << 20
 SIZE = 64 * MiB
 RATE = 12 * MiB
+PATHS: tuple[Paths, ...] = ("data", "control", "both")
 STEPS = ("full_sync", "delta_sync", "cutover")
 
 
@@ -107,7 +109,7 @@ class Cutter:
         self, machines: Machines, paths: Paths, steps: tuple[str, ...], seconds: float
     ) -> None:
         self._lan = machines.lan
-        self._paths = paths
+        self._paths: Paths = paths
         self._steps = list(steps)
         self._seconds = seconds
         self._step = ""
@@ -180,7 +182,7 @@ def move(machines: Machines, cutter: Cutter | None = None, **options: Any) -> Mo
             cutter.observe(event)
 
     def host(server: Sshd, disk: Path, **more: Any) -> _Host:
-        how = attrs.asdict(server.target, filter=lambda _, value: value is not None)
+        how: dict[str, Any] = attrs.asdict(server.target)
         return _Host(how.pop("destination"), disks=[disk], **how, **more)
 
     def run() -> Report:
@@ -233,10 +235,10 @@ def test_data_goes_from_source_to_target_and_the_caller_only_steers(machines: Ma
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("paths", ["data", "control", "both"])
+@pytest.mark.parametrize("paths", PATHS)
 def test_cuts_at_each_step_are_outlasted(paths: Paths, machines: Machines) -> None:
     """A cut in the full sync, in a delta sync and while frozen: the migration continues, the copy is identical."""
-    cutter = Cutter(machines, paths, STEPS, 8)
+    cutter = Cutter(machines, paths, STEPS, 5)
     moved = move(machines, cutter)
 
     assert cutter.cuts == list(STEPS)
