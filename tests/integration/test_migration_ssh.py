@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,13 @@ import pytest
 
 import capabilities
 from cvm_migrate import ImageFile, LocalHost, Migration, Options, Report, SshHost, events
-from cvm_migrate.errors import ConnectionLostError, InvalidRequestError, UnsupportedError
+from cvm_migrate.errors import (
+    ConnectionLostError,
+    InvalidRequestError,
+    UnsafeTargetError,
+    UnsupportedError,
+)
+from cvm_migrate.transport import start_ssh_agent
 from rig import loopdev
 from rig.processes import children, wait_until
 from rig.pythons import interpreters
@@ -157,7 +164,7 @@ def test_both_ends_can_be_other_machines(
 def test_data_goes_through_ssh_where_the_port_cannot_be_reached(
     disks: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """Without a direct way the migration goes on through SSH, and the report says that the caller carries it."""
+    """Without a direct way the migration goes on through SSH, and the report says so."""
     source, target = disks
     with host(tmp_path / "host", "3.8") as server:
         # "This network" can be no one's address: the system refuses at once.
@@ -165,7 +172,7 @@ def test_data_goes_through_ssh_where_the_port_cannot_be_reached(
         report, routes = move(LocalHost(disks=[source]), to)
         assert routes == ["ssh"]
         assert loopdev.first_difference(source, target) is None
-        assert any("carries all of it" in finding.title for finding in report.findings)
+        assert any("through SSH" in finding.title for finding in report.findings)
 
         with pytest.raises(ConnectionLostError, match=r"0\.0\.0\.1"):
             move(LocalHost(disks=[source]), to, route="direct", patience=1, attempts=1)
@@ -237,6 +244,30 @@ def test_killed_ssh_clients_of_the_data_are_made_anew(
     assert loopdev.first_difference(source, target) is None
     assert report.proven
     assert not any("repeated" in finding.title for finding in report.findings)
+
+
+def test_a_target_that_a_lost_agent_still_holds_is_waited_for(
+    disks: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """An agent whose caller was lost lets go after a while: a run that continues waits, a new one is refused."""
+    source, target = disks
+    with host(tmp_path / "host", "3.11") as server:
+        ends = LocalHost(disks=[source]), ssh_host(server, target)
+        with Migration(*ends, state=tmp_path / "state") as migration:
+            migration.prepare()
+            migration.full_sync()
+        lost = start_ssh_agent(server.target)
+        lost.open_disk(str(target), mode="write")
+        with Migration(*ends) as another, pytest.raises(UnsafeTargetError, match="in use"):
+            another.prepare()
+        timer = threading.Timer(4, lost.close)
+        timer.start()
+        with Migration(*ends, state=tmp_path / "state") as migration:
+            report = migration.run()
+        timer.join()
+
+    assert report.proven
+    assert loopdev.first_difference(source, target) is None
 
 
 def _config(folder: Path, *servers: Sshd) -> Path:

@@ -365,8 +365,10 @@ class Ends:
         self._close_route()
         self._route = route = SshRoute(port, source=source.ssh, target=target.ssh)
         if options.route == "auto":
+            detour = source.ssh is not None and target.ssh is not None
             self._warn(
-                "data goes through SSH by way of this machine, which carries all of it",
+                "data goes through SSH"
+                + (" by way of this machine, which carries all of it" if detour else ""),
                 reason,
                 "Let the source reach the target's data port (data_host=, data_port=, a firewall's rule), or choose it"
                 " with route='ssh'",

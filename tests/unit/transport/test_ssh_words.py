@@ -96,3 +96,10 @@ def test_no_password_needs_no_helper() -> None:
 def test_the_helper_puts_no_password_into_the_environment() -> None:
     with PasswordHelper("One-time-7") as helper:
         assert "One-time-7" not in repr(helper.environment)
+
+
+def test_the_host_name_is_what_the_users_configuration_says(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.write_text("Host web\n  HostName 198.51.100.7\n")
+    assert SshTarget("root@web", config=config).host_name() == "198.51.100.7"
+    assert SshTarget("root@other.example", config=config).host_name() == "other.example"
