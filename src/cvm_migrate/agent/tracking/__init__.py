@@ -7,9 +7,11 @@ See ``docs/explanation/change-tracking.md`` for why nothing is lost. Usable with
 
 from __future__ import absolute_import
 
+import sys
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, Optional, Sequence, Text, Tuple
+    from typing import Any, Dict, Optional, Sequence, Text, Tuple
 
     from cvm_migrate.agent.tracking.base import Tracker
 
@@ -34,12 +36,21 @@ class Device(object):
         self.minor = minor
 
 
+def _rungs():
+    # type: () -> Dict[str, Any]
+    """Return the modules of the rungs; there are none but on Linux."""
+    rungs = {}  # type: Dict[str, Any]
+    if sys.platform != "win32":
+        from cvm_migrate.agent.tracking import ebpf, tracefs
+
+        rungs = {"ebpf": ebpf, "tracefs": tracefs}
+    return rungs
+
+
 def probe():
     # type: () -> Dict[str, Optional[Text]]
     """Say for each rung why it can't serve here, None if it seems that it can. Cheap; leaves nothing behind."""
-    from cvm_migrate.agent.tracking import ebpf, tracefs
-
-    return {"ebpf": ebpf.probe(), "tracefs": tracefs.probe()}
+    return {name: rung.probe() for name, rung in _rungs().items()}
 
 
 def start(devices, rungs, block):
@@ -57,7 +68,7 @@ def start(devices, rungs, block):
     Raises:
         ValueError: An unknown rung, no devices, a partition, or a *block* that can't be.
     """
-    from cvm_migrate.agent.tracking import ebpf, marks, system, tracefs
+    from cvm_migrate.agent.tracking import marks, system
     from cvm_migrate.agent.tracking.base import Refused
 
     for name in rungs:
@@ -70,12 +81,11 @@ def start(devices, rungs, block):
             raise ValueError("%s is a partition: track the whole disk" % device.path)
     if block is not None:
         marks.choose_block([device.size for device in devices], marks.BITS, block)
+    known = _rungs()
     refused = {}  # type: Dict[str, Text]
     for name in rungs:
         try:
-            if name == "ebpf":
-                return ebpf.start(devices, block), refused
-            return tracefs.start(devices, block), refused
+            return known[name].start(devices, block), refused
         except Refused as error:
             refused[name] = error.reason
     return None, refused

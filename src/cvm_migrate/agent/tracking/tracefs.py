@@ -11,12 +11,12 @@ import sys
 import threading
 import time
 
-from cvm_migrate.agent import children
-from cvm_migrate.agent.tracking import marks, system
-from cvm_migrate.agent.tracking.base import Refused, Tracker
-from cvm_migrate.agent.tracking.instance import EVENTS, remove_left_overs
-
 assert sys.platform != "win32", "tracefs is Linux's"  # noqa: S101 - tells type checkers
+
+from cvm_migrate.agent import children  # noqa: E402
+from cvm_migrate.agent.tracking import marks, system  # noqa: E402
+from cvm_migrate.agent.tracking.base import Refused, Tracker  # noqa: E402
+from cvm_migrate.agent.tracking.instance import EVENTS, remove_left_overs  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ import struct
 import sys
 import time
 
-from cvm_migrate.agent import children
-from cvm_migrate.agent.tracking import Device, marks, system
-from cvm_migrate.agent.tracking.instance import Instance, numbers_for, remove_left_overs
-from cvm_migrate.agent.tracking.ring import UnknownFormat, missed, records
-
 assert sys.platform != "win32", "tracefs is Linux's"  # noqa: S101 - tells type checkers
+
+from cvm_migrate.agent import children  # noqa: E402
+from cvm_migrate.agent.tracking import Device, marks, system  # noqa: E402
+from cvm_migrate.agent.tracking.instance import Instance, numbers_for, remove_left_overs  # noqa: E402
+from cvm_migrate.agent.tracking.ring import UnknownFormat, missed, records  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

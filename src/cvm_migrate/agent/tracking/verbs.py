@@ -3,10 +3,13 @@
 from __future__ import absolute_import
 
 import struct
+import sys
 import threading
 
-from cvm_migrate.agent import tracking
-from cvm_migrate.agent.verbs import AgentError, integer
+assert sys.platform != "win32", "trackers are Linux's"  # noqa: S101 - tells type checkers
+
+from cvm_migrate.agent import tracking  # noqa: E402
+from cvm_migrate.agent.verbs import AgentError, integer  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
