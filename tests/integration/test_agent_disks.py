@@ -45,7 +45,7 @@ def agent(agent_zip: Path, version: str, stack: contextlib.ExitStack) -> Generat
 
 
 def noise(length: int, seed: int = 1) -> bytes:
-    return random.Random(seed).randbytes(length)  # noqa: S311 - to tell bytes apart
+    return random.Random(seed).randbytes(length)
 
 
 def pairs(*ranges: tuple[int, int]) -> bytes:
