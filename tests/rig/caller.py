@@ -10,15 +10,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cvm_migrate import LocalHost, Migration, Options, events  # noqa: E402 - after the path
-from rig import loopdev  # noqa: E402
+from cvm_migrate import LocalHost, Migration, Options, events
+from rig import loopdev
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def observe(event: events.Event) -> None:
     if isinstance(event, events.StepStarted):
-        print(f"begin {event.step}", flush=True)
+        say(f"begin {event.step}")
     elif isinstance(event, events.StepEnded):
-        print(f"end {event.step}", flush=True)
+        say(f"end {event.step}")
 
 
 def main(source: Path, target: Path, state: Path, bandwidth: int | None) -> None:
@@ -35,8 +40,8 @@ def main(source: Path, target: Path, state: Path, bandwidth: int | None) -> None
             on_proven=lambda: found.append(loopdev.first_difference(source, target))
         )
     if all(difference is None for difference in found) and report.proven:
-        print("identical" if found else "identical before", flush=True)
-    print(f"sent {report.sent}", flush=True)
+        say("identical" if found else "identical before")
+    say(f"sent {report.sent}")
 
 
 if __name__ == "__main__":

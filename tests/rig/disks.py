@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import attrs
@@ -37,7 +37,7 @@ class Pair:
 @contextlib.contextmanager
 def mounted_pair(
     folder: Path, kind: str = "ext4", *, size: int | None = None, target_size: int | None = None
-) -> Iterator[Pair]:
+) -> Generator[Pair]:
     """Two loop devices over files in *folder*, the first with a mounted file system."""
     size = SIZES[kind] if size is None else size
     with (

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 _FILE = 16 << 20
@@ -39,11 +39,10 @@ def write(folder: Path, *, pause: float) -> None:
         os.pwrite(large, random_.randbytes(_BLOCK), random_.randrange(_FILE // _BLOCK) * _BLOCK)
         _churn(churned, random_)
         if number % 4 == 0:
-            database.execute(
-                "INSERT INTO ledger VALUES (?, ?)", (number, random_.randbytes(1500))
-            )
+            database.execute("INSERT INTO ledger VALUES (?, ?)", (number, random_.randbytes(1500)))
             database.execute("DELETE FROM ledger WHERE number < ?", (number - 2000,))
-            print(number, flush=True)
+            sys.stdout.write(f"{number}\n")
+            sys.stdout.flush()
     database.close()
     os.close(large)
 
@@ -104,7 +103,7 @@ class Writer:
 
 
 @contextlib.contextmanager
-def writing(folder: Path, *, pause: float = 0.005) -> Iterator[Writer]:
+def writing(folder: Path, *, pause: float = 0.005) -> Generator[Writer]:
     """A writer that writes about ``1 / pause`` times a second while the block runs."""
     writer = Writer(folder, pause=pause)
     try:
