@@ -1,4 +1,4 @@
-"""``kill -9`` of the caller, an agent or a pump at any moment: nothing stays frozen, nothing is left, and it goes on."""
+"""``kill -9`` of the caller, an agent or a pump at any moment: nothing stays frozen or is left, and it goes on."""
 
 from __future__ import annotations
 
@@ -123,9 +123,9 @@ class _Killer:
             self._over.wait(0.02)
 
     def _pids(self) -> list[int]:
-        ends = self._migration._job.ends
-        end = ends.source if self._victim in {"source agent", "sending pump"} else ends.target
-        pid: int | None = getattr(end.agent, "pid", None)
+        source, target = self._migration.agents
+        agent = source if self._victim in {"source agent", "sending pump"} else target
+        pid: int | None = getattr(agent, "pid", None)
         if pid is None:
             return []
         return [pid] if "agent" in self._victim else processes.children(pid, "--pump")

@@ -129,7 +129,7 @@ def test_a_tracker_that_was_killed_is_not_trusted(victim: str, tmp_path: Path) -
     ):
         prepared = migration.prepare()
         migration.full_sync()
-        agent = getattr(migration._job.ends.source.agent, "pid", 0)
+        agent: int = getattr(migration.agents[0], "pid", 0)
         pids = [agent] if victim == "source agent" else processes.children(agent, "tracer")
         assert pids, prepared.rung
         for pid in pids:

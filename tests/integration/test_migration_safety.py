@@ -55,7 +55,7 @@ def test_a_mounted_target_is_refused(source: Path, tmp_path: Path) -> None:
     require("mkfs.ext4")
     with loopdev.loop_device(tmp_path / "target.img", 16 * MiB) as target:
         loopdev.make_file_system(target, "ext4")
-        with loopdev.mounted(target, tmp_path / "mount") as mount:
+        with loopdev.mounted(target, tmp_path / "mount", "ro") as mount:
             text = _refused(source, target, UnsafeTargetError, untouched=target)
 
     assert str(mount) in text
@@ -114,7 +114,9 @@ def test_a_disk_that_does_not_exist_is_named(role: str, source: Path) -> None:
 def test_without_rights_it_is_said(source: Path, tmp_path: Path) -> None:
     """An agent that is not root cannot open disks, and the error says so."""
     sh = tmp_path / "python"
-    sh.write_text('#!/bin/sh\nexec setpriv --reuid=65534 --regid=65534 --clear-groups /usr/bin/python3 "$@"\n')
+    sh.write_text(
+        '#!/bin/sh\nexec setpriv --reuid=65534 --regid=65534 --clear-groups /usr/bin/python3 "$@"\n'
+    )
     sh.chmod(0o755)
     tmp_path.chmod(0o755)
     for parent in list(tmp_path.parents)[:3]:
@@ -184,9 +186,11 @@ def test_steps_out_of_order_name_the_step_to_call(step: str, needs: str, tmp_pat
 def test_one_process_works_with_a_state_directory(tmp_path: Path) -> None:
     """A second Migration with the same state directory is refused as long as the first is open."""
     ends = ImageFile(tmp_path / "a"), ImageFile(tmp_path / "b")
-    with Migration(*ends, state=tmp_path / "state"):
-        with pytest.raises(InvalidRequestError, match="another process"):
-            Migration(*ends, state=tmp_path / "state")
+    with (
+        Migration(*ends, state=tmp_path / "state"),
+        pytest.raises(InvalidRequestError, match="another process"),
+    ):
+        Migration(*ends, state=tmp_path / "state")
     with Migration(*ends, state=tmp_path / "state") as migration:
         assert migration.status().state == "new"
 
@@ -201,17 +205,21 @@ def test_another_disk_is_not_taken_for_the_one_it_began_with(tmp_path: Path) -> 
         migration.prepare()
         migration.full_sync()
     copy = (tmp_path / "b").read_bytes()
-    with Migration(
-        ImageFile(tmp_path / "other"), ImageFile(tmp_path / "b"), state=tmp_path / "state"
-    ) as migration:
-        with pytest.raises(InvalidRequestError, match="began with"):
-            migration.delta_sync()
+    with (
+        Migration(
+            ImageFile(tmp_path / "other"), ImageFile(tmp_path / "b"), state=tmp_path / "state"
+        ) as migration,
+        pytest.raises(InvalidRequestError, match="began with"),
+    ):
+        migration.delta_sync()
     (tmp_path / "c").write_bytes(bytes(8 * MiB))
-    with Migration(
-        ImageFile(tmp_path / "a"), ImageFile(tmp_path / "c"), state=tmp_path / "state"
-    ) as migration:
-        with pytest.raises(InvalidRequestError, match="began with"):
-            migration.delta_sync()
+    with (
+        Migration(
+            ImageFile(tmp_path / "a"), ImageFile(tmp_path / "c"), state=tmp_path / "state"
+        ) as migration,
+        pytest.raises(InvalidRequestError, match="began with"),
+    ):
+        migration.delta_sync()
 
     assert (tmp_path / "b").read_bytes() == copy
     assert (tmp_path / "c").read_bytes() == bytes(8 * MiB)

@@ -22,6 +22,7 @@ from cvm_migrate.errors import (
     TransientError,
 )
 from cvm_migrate.events import Frozen, Lag, Observer, StepEnded, StepStarted, Thawed
+from cvm_migrate.interfaces import Agent
 from cvm_migrate.migration._checks import Checker
 from cvm_migrate.migration._cutover import Cutover, Hook, Hooks, not_converging
 from cvm_migrate.migration._cvm import CvmTarget
@@ -357,6 +358,11 @@ class Migration:
             wire=sum(result.wire for result in job.results),
             bootable=state in {State.CUT_OVER, State.FINISHED},
         )
+
+    @property
+    def agents(self) -> tuple[Agent | None, Agent | None]:
+        """The agents of the source and of the target that run now, for callers who want to ask them more."""
+        return self._job.ends.source.agent, self._job.ends.target.agent
 
     def report(self) -> Report:
         """Return everything so far."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import attrs
@@ -50,6 +50,10 @@ def _power_of_two(low: int, high: int) -> Validator:
             )
 
     return check
+
+
+def _words(value: Iterable[str]) -> tuple[str, ...]:
+    return tuple(value)
 
 
 def _rungs(_: object, attribute: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
@@ -100,7 +104,7 @@ class Options:
     bandwidth: int | None = attrs.field(default=None, validator=_rate)
     read_limit: int | None = attrs.field(default=None, validator=_rate)
     rungs: tuple[str, ...] = attrs.field(
-        default=("ebpf", "tracefs"), converter=tuple, validator=_rungs
+        default=("ebpf", "tracefs"), converter=_words, validator=_rungs
     )
     block: int | None = attrs.field(default=None, validator=_power_of_two(4 * KiB, 4 * MiB))
     max_passes: int = attrs.field(default=20, validator=_between(1, 10_000))
