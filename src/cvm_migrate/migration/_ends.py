@@ -108,6 +108,9 @@ class Ends:
         self.source = End(source, "source")
         self.target = End(target, "target")
         self.tracking: TrackingStart | None = None
+        # It knows nothing of what was written before it began; whoever makes up for that takes it back. It stays set
+        # when something fails in between.
+        self.tracker_is_new = False
         self._options = options
         self._emit = emit
         self._warn = warn
@@ -180,31 +183,34 @@ class Ends:
                 self._drop(end)
         return self.source.start()[1], self.target.start()[1]
 
-    def mend(self, *, before_target: Callable[[], None]) -> bool:
+    def mend(self, *, recognise: Callable[[End], None]) -> None:
         """Make everything work: agents, disks, tracker, data path.
 
         Args:
-            before_target: Called with the source's disks open, before the target's are opened for writing.
-
-        Returns:
-            Whether the tracker was started just now: it knows nothing of what was written before.
+            recognise: Called for each end whose disks were opened, before anything is written; refuses others than
+                those the migration began with.
 
         Raises:
             CvmMigrateError: What an agent refuses.
         """
         self.start_agents()
-        if not self.source.disks:
-            self._open_source()
-        if not self.target.disks:
-            before_target()
-            self._open_target()
-        started = self.tracking is None
-        if started:
+        for end, open_disks in (
+            (self.source, self._open_source),
+            (self.target, self._open_target),
+        ):
+            if end.disks:
+                continue
+            open_disks()
+            try:
+                recognise(end)
+            except BaseException:
+                self._close_disks(end)
+                raise
+        if self.tracking is None:
             self._start_tracking()
         if self._suspect or self._pumps is None:
             self._connect()
         self._suspect = False
-        return started
 
     def _open_source(self) -> None:
         agent = self.source_agent
@@ -241,6 +247,13 @@ class Ends:
                     agent.close_disk(disk)
             raise
         self.target.disks = opened
+
+    @staticmethod
+    def _close_disks(end: End) -> None:
+        disks, end.disks = end.disks, []
+        with contextlib.suppress(CvmMigrateError):
+            for disk in disks:
+                _running(end).close_disk(disk)
 
     def _open_for_writing(self, agent: Agent, path: str, create: int | None) -> OpenDisk:
         """Open one disk; an agent that has lost its caller is given the time to let go of it."""
@@ -294,6 +307,7 @@ class Ends:
                 self.source.disks, rungs=self._options.rungs, block=self._options.block
             )
         self.tracking = tracking
+        self.tracker_is_new = True
         self._emit(TrackerChosen(tracking.rung, dict(tracking.refused), tracking.block))
 
     def _connect(self) -> None:

@@ -150,29 +150,28 @@ class Job:
             return
         for role, endpoint in (("source", self.source), ("target", self.target)):
             endpoint.begin("source" if role == "source" else "target", self.checkpoint.notes)
-        started = self.ends.mend(before_target=self._recognise_source)
+        self.ends.mend(recognise=self._recognise)
         if not self.works:
             self._load()
-        if started:
+        if self.ends.tracker_is_new:
             self.proved = None
             for work in self.works:
                 if work.touched - work.pending:
                     work.suspect = "tracking began after a part had been copied"
+            self.ends.tracker_is_new = False
 
-    def _recognise_source(self) -> None:
-        """Refuse other disks than the checkpoint knows, before the target is opened for writing."""
+    def _recognise(self, end: End) -> None:
+        """Refuse other disks than the checkpoint knows."""
         known = self.checkpoint.disks()
         if known:
-            _recognise(
-                [record.source for record in known], self._identities(self.ends.source), "source"
-            )
+            before = [record.source if end.role == "source" else record.target for record in known]
+            _recognise(before, self._identities(end), end.role)
 
     def _load(self) -> None:
         sources = self._identities(self.ends.source)
         targets = self._identities(self.ends.target)
         known = self.checkpoint.disks()
         if known:
-            _recognise([record.target for record in known], targets, "target")
             self.works = [
                 Work(
                     disk=record.disk,
@@ -185,7 +184,7 @@ class Job:
                 for record in known
             ]
             return
-        self.works = []
+        works: list[Work] = []
         records: list[DiskRecord] = []
         for number, (source, target) in enumerate(zip(sources, targets, strict=True)):
             whole = ExtentMap.whole(source.size)
@@ -197,10 +196,11 @@ class Job:
                 touched=whole if held else nothing,
                 pending=nothing if held else whole,
             )
-            self.works.append(work)
+            works.append(work)
             records.append(DiskRecord(number, source, target, work.touched, work.pending))
         self.checkpoint.save_disks(records)
         self.checkpoint.put(_STARTED, time.time())
+        self.works = works
         self.convergence = self._new_convergence()
 
     def _identities(self, end: End) -> list[DiskIdentity]:
