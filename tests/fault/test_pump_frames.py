@@ -279,7 +279,7 @@ def test_a_hello_that_makes_no_sense_is_refused(
 
 @pytest.mark.usefixtures("disk")
 def test_random_bytes_after_a_right_handshake_harm_nothing(pair: Pair, tmp_path: Path) -> None:
-    generator = random.Random(7)  # noqa: S311 - repeatable
+    generator = random.Random(7)
     for turn in range(30):
         with _line(pair, tmp_path, hello=turn % 2 == 0) as line:
             line.send(generator.randbytes(generator.choice((1, 64, 65, 5000, 100_000))))
@@ -342,7 +342,7 @@ def _await_end(secure: ssl.SSLSocket) -> None:
 
 
 _INSTEAD_OF_WELCOME = {
-    "random-bytes": random.Random(1).randbytes(4096),  # noqa: S311 - repeatable
+    "random-bytes": random.Random(1).randbytes(4096),
     "an-ack": frames.encode_header(frames.ACK, sequence=1),
     "nothing-of-use": frames.encode_json(frames.WELCOME, {}),
     "no-json": frames.encode_header(frames.WELCOME, size=4) + b"\xff{}x",
@@ -368,7 +368,7 @@ def test_a_receiver_that_welcomes_nobody_is_an_error(
 
 
 _INSTEAD_OF_ACK = {
-    "random-bytes": random.Random(2).randbytes(4096),  # noqa: S311 - repeatable
+    "random-bytes": random.Random(2).randbytes(4096),
     "an-ack-of-the-future": frames.encode_header(frames.ACK, sequence=1 << 40),
     "a-second-welcome": frames.encode_json(frames.WELCOME, {}),
     "flushed": frames.encode_json(frames.FLUSHED, {"seconds": 1}, sequence=1),

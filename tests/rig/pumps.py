@@ -23,7 +23,7 @@ MiB = 1 << 20
 
 def fill(path: Path, size: int, *, seed: int = 1, kinds: str = "nzt") -> None:
     """Write a file of *size* bytes: noise, zeroes and text in turn, in pieces of some 100 KiB."""
-    generator = random.Random(seed)  # noqa: S311 - repeatable
+    generator = random.Random(seed)
     with path.open("wb") as file:
         done = 0
         while done < size:

@@ -213,7 +213,7 @@ def test_the_choice_follows_the_link() -> None:
 
 
 def test_a_sample_tells_that_noise_does_not_shrink() -> None:
-    noise = memoryview(random.Random(1).randbytes(100_000))  # noqa: S311 - repeatable
+    noise = memoryview(random.Random(1).randbytes(100_000))
     chooser = compression.Chooser("auto", "zstd", 1, _Clock())
     chooser.sent(1000, 1.0)
     compress = compression.compressor("zstd", 1)
