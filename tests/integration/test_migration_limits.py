@@ -143,6 +143,8 @@ def test_a_tracker_that_was_killed_is_not_trusted(victim: str, tmp_path: Path) -
     assert found == [None]
     assert any(one.compared >= 32 * MiB and one.kind == "delta" for one in result.passes)
     assert any(not disk.certain for one in result.passes for disk in one.disks)
+    # A tracker that died was started anew.
+    assert all(disk.certain for disk in result.passes[-1].disks)
 
 
 def test_a_disk_written_before_the_tracker_started_is_right(tmp_path: Path) -> None:

@@ -54,7 +54,8 @@ class Tracker:
     """What one agent's tracker knows."""
 
     dirty: list[set[int]]
-    certain: bool = True
+    doubtful: set[int] = attrs.field(factory=set[int])
+    dead: bool = False
 
 
 class World:
@@ -103,9 +104,10 @@ class World:
         elif fault == "crash":
             raise CrashError
         elif fault == "lie" and self.tracker is not None:
-            # It loses events, and says so.
+            # It loses events, and says so; or it is dead, and says so for ever.
             self.tracker.dirty = [set() for _ in self.source]
-            self.tracker.certain = False
+            self.tracker.doubtful = set(range(len(self.source)))
+            self.tracker.dead = self.random.random() < 0.3
         elif fault == "error":
             raise ConnectionLostError("cut by the test")
 
@@ -287,9 +289,10 @@ class MemoryAgent:
         assert tracker is not None
         blocks = tracker.dirty[disk.handle]
         tracker.dirty[disk.handle] = set()
-        certain = tracker.certain
-        if disk.handle == len(tracker.dirty) - 1:
-            tracker.certain = True
+        certain = disk.handle not in tracker.doubtful and not tracker.dead
+        tracker.doubtful.discard(disk.handle)
+        if tracker.dead:
+            blocks = set()
         size = len(self.world.source[disk.handle])
         written = ExtentMap((block * BLOCK, BLOCK) for block in blocks).clip(0, size)
         # The answer can be lost on its way.

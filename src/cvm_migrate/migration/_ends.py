@@ -310,6 +310,12 @@ class Ends:
         self.tracker_is_new = True
         self._emit(TrackerChosen(tracking.rung, dict(tracking.refused), tracking.block))
 
+    def restart_tracking(self) -> None:
+        """Put a new tracker in the place of one that cannot vouch for itself any more."""
+        self.tracking = None
+        self.source_agent.stop_tracking()
+        self._start_tracking()
+
     def _connect(self) -> None:
         self._disconnect()
         identities = mint_identities()

@@ -25,6 +25,7 @@ from cvm_migrate.migration._values import to_plain
 from cvm_migrate.model import ExtentMap, Finding, OpenDisk, Severity
 
 _STARTED: Final = "started"
+_REVIVE_AFTER: Final = 2
 
 
 class Job:
@@ -89,6 +90,8 @@ class Job:
         # Disks with a mounted file system that refuses to be frozen.
         self.unfreezable: set[int] = set()
         self._number = len(self.results)
+        # Passes running whose tracker was not certain.
+        self._doubts = 0
 
     def _new_convergence(self) -> Convergence:
         sizes = sum(record.source.size for record in self.checkpoint.disks())
@@ -154,11 +157,15 @@ class Job:
         if not self.works:
             self._load()
         if self.ends.tracker_is_new:
-            self.proved = None
-            for work in self.works:
-                if work.touched - work.pending:
-                    work.suspect = "tracking began after a part had been copied"
-            self.ends.tracker_is_new = False
+            self._mind_the_gap()
+
+    def _mind_the_gap(self) -> None:
+        """A tracker that has just begun knows nothing of what was written before."""
+        self.proved = None
+        for work in self.works:
+            if work.touched - work.pending:
+                work.suspect = work.suspect or "tracking began after a part had been copied"
+        self.ends.tracker_is_new = False
 
     def _recognise(self, end: End) -> None:
         """Refuse other disks than the checkpoint knows."""
@@ -300,7 +307,20 @@ class Job:
                 work.deferred = work.hot.update(changed)[1] & work.pending
             else:
                 work.deferred = ExtentMap()
+        self._revive_tracker(tallies)
         return tallies
+
+    def _revive_tracker(self, tallies: Sequence[Tally]) -> None:
+        """Start the tracker anew if it was uncertain twice running: it may be dead, and then stays so."""
+        if not self.tracked or all(tally.certain for tally in tallies):
+            self._doubts = 0
+            return
+        self._doubts += 1
+        if self._doubts < _REVIVE_AFTER:
+            return
+        self._doubts = 0
+        self.ends.restart_tracking()
+        self._mind_the_gap()
 
     def one_pass(self, kind: str) -> SyncResult:
         """Collect, compare where the tracker does not vouch, send, read back; predict."""
