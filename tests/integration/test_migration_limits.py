@@ -30,8 +30,10 @@ class _Flood:
 
     def _run(self, file: Path, size: int) -> None:
         noise = os.urandom(1 * MiB)
-        while not self._stop.is_set():
-            with file.open("wb") as opened:
+        with file.open("wb", buffering=0) as opened:
+            while not self._stop.is_set():
+                # In the same place, so that the dirty part stays the same.
+                opened.seek(0)
                 for _ in range(0, size, MiB):
                     opened.write(noise)
                 os.fsync(opened.fileno())

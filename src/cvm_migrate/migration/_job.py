@@ -347,13 +347,16 @@ class Job:
         if compared and comparing:
             self.compare_rate = compared / comparing
         rate = sent / moving if sent and moving else None
+        # Zeroes cost the path nothing, and what changes is hardly ever zero: they would make it look faster.
+        data = sent - sum(tally.zero for tally in tallies)
+        applied = data / moving if data > 0 and moving else rate
         dirty = 0 if self.from_files else self.passes.dirty_now(self.works)
         judgement = self.convergence.update(
             PassFacts(
                 dirty_bytes=dirty,
                 sent_bytes=sent,
                 seconds=seconds,
-                applied_rate=rate,
+                applied_rate=applied,
                 full=kind == "full",
                 to_compare=self.to_compare(),
                 # Reading and comparing is at least as fast as reading, sending and writing.

@@ -292,7 +292,13 @@ class Passes:
         if tracking is None or tracking.rung is None or any(work.unsure for work in works):
             return None
         agent, disks = self._ends.source_agent, self._ends.source.disks
-        return sum(agent.peek_changes(disks[work.disk]) + work.pending.total for work in works)
+        total = 0
+        for work in works:
+            peeked = agent.peek_changes(disks[work.disk])
+            # What was deferred is what changes all the time, so it is among what is dirty again.
+            deferred = (work.pending & work.deferred).total
+            total += work.pending.total - deferred + max(peeked, deferred)
+        return total
 
     def _write_down(self, works: Sequence[Work]) -> None:
         """Save how far disks are; not while frozen, as the state may lie on what is frozen."""
