@@ -289,11 +289,13 @@ def test_an_end_that_speaks_no_tls_is_refused(pair: Pair) -> None:
         pair.listening = attrs.evolve(pair.listening, port=listener.getsockname()[1])
 
         def answer() -> None:
-            for _ in range(2):
-                sock, _ = listener.accept()
-                sock.sendall(b"SSH-2.0-OpenSSH_9.2\r\n" + struct.pack(">I", 0))
-                sock.recv(65536)
-                sock.close()
+            # Ended by the listener's end.
+            with contextlib.suppress(OSError):
+                while True:
+                    sock, _ = listener.accept()
+                    with sock:
+                        sock.sendall(b"SSH-2.0-OpenSSH_9.2\r\n" + struct.pack(">I", 0))
+                        sock.recv(65536)
 
         with _background(answer), pytest.raises(PeerRefusedError):
             pair.connect(streams=2, patience=10.0)

@@ -124,7 +124,7 @@ class Lane(object):
                 return
             # At once: the next job must not take it for connected until it is welcome again.
             self.state = CONNECTING
-        channel.shut()
+            channel.shut()
 
     # -- the readers
 
@@ -274,7 +274,9 @@ class Lane(object):
                 except Exception as error:  # noqa: BLE001 - a thread that ended would hang all that wait for it
                     self._defect("%s: %s" % (type(error).__name__, error))
                 finally:
-                    self.channel = None
+                    # After that `cut` no longer finds it, whose descriptor's number may soon be another's.
+                    with self._cond:
+                        self.channel = None
                     channel.close()
             # Who refuses will not think again soon.
             self._after_cut(wait if self.refusal is None else _LONGEST_WAIT)

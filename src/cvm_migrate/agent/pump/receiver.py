@@ -122,9 +122,9 @@ class Receiver(object):
                 continue
             with self._lock:
                 self._half_open.append(sock)
-                oldest = self._half_open.pop(0) if len(self._half_open) > HALF_OPEN else None
-            if oldest is not None:
-                _shut(oldest)
+                if len(self._half_open) > HALF_OPEN:
+                    # Under the lock, as its own thread takes it out before it closes it.
+                    _shut(self._half_open.pop(0))
             thread = threading.Thread(target=self._meet, args=(sock,))
             thread.daemon = True
             try:
@@ -229,8 +229,9 @@ class Receiver(object):
                     for one in self._connections.values()
                     if one.lane == connection.lane or one.sender != connection.sender
                 ]
-            for one in old:
-                one.end()
+                # While they are in the table, their descriptors are theirs; after that, the numbers may be others'.
+                for one in old:
+                    one.end()
             for one in old:
                 # A write that hangs in the kernel would hang here too, and nothing can go on then anyway.
                 one.ended.wait()

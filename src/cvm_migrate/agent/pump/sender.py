@@ -116,17 +116,14 @@ class Sender(object):
             )
         readers = 2 if streams == 1 else 1
         self._lanes = [lane.Lane(self, number, readers) for number in range(streams)]
-        self._await_lanes(reply)
+        self._await_lanes(reply, monotonic() + self.patience)
         facts = dict(self._lanes[0].facts)
         del facts["disks"]
         return facts
 
-    def _await_lanes(self, reply):
-        # type: (Reply) -> None
+    def _await_lanes(self, reply, end):
+        # type: (Reply, float) -> None
         """Wait until every lane is connected: then nothing of an earlier job is under way any more."""
-        end = monotonic() + self.patience
-        for one in self._lanes:
-            one.kick()
         while True:
             self.waker.sleeping = True
             reply.check()
@@ -160,7 +157,9 @@ class Sender(object):
         handle = self._disks.get(disk)
         if handle is None:
             raise AgentError("bad-request", "there is no disk %d in this pump" % disk)
-        self._await_lanes(reply)
+        # Those that were lost meanwhile, or refused, try again at once.
+        self._kick(self._lanes)
+        self._await_lanes(reply, monotonic() + self.patience)
         facts = self._lanes[0].facts
         room = facts["disks"].get(str(disk), 0)
         jobs.check_ranges(blob, handle, room)
