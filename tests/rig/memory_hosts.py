@@ -287,7 +287,7 @@ class MemoryAgent:
         self._call("collect")
         tracker = self.world.tracker
         assert tracker is not None
-        blocks = tracker.dirty[disk.handle]
+        blocks: set[int] = tracker.dirty[disk.handle]
         tracker.dirty[disk.handle] = set()
         certain = disk.handle not in tracker.doubtful and not tracker.dead
         tracker.doubtful.discard(disk.handle)
