@@ -404,9 +404,11 @@ def _marker(folder: Path | None) -> Generator[_Marker]:
         else:
             _make_folder(folder)
         marker = _Marker(folder / f".cancel-{uuid.uuid4().hex}")
-        yield marker
-        if marker.over:
-            marker.file.unlink(missing_ok=True)
+        try:
+            yield marker
+        finally:
+            if marker.over:
+                marker.file.unlink(missing_ok=True)
 
 
 def _make_folder(folder: Path) -> None:
