@@ -26,7 +26,7 @@ from cvm_migrate.errors import InvalidRequestError, TransientError
 from cvm_migrate.fleet import Outcome, Plan, check_many, migrate_many
 from cvm_migrate.testing import SimulatedInstance, TencentCloud
 from rig import fleets, loopdev
-from rig.disks import check, mounted_pair
+from rig.disks import Pair, check, mounted_pair
 from rig.fleets import plans, same
 from rig.processes import wait_until
 from rig.writers import writing
@@ -274,9 +274,12 @@ def test_two_calls_for_one_state_do_not_work_on_one_migration(tmp_path: Path) ->
             inner.append(migrate_many(given, state=tmp_path / "state")[name])
 
     cancel = CancelToken()
-    timer = threading.Thread(
-        target=lambda: (wait_until(lambda: bool(inner), "the second call ends"), cancel.cancel())
-    )
+
+    def end() -> None:
+        wait_until(lambda: bool(inner), "the second call ends")
+        cancel.cancel()
+
+    timer = threading.Thread(target=end)
     timer.start()
     migrate_many(given, state=tmp_path / "state", observer=observe, cancel=cancel)
     timer.join()
@@ -290,7 +293,7 @@ def test_busy_disks_are_moved_side_by_side(tmp_path: Path) -> None:
     require("root", "loop", "mkfs.ext4")
     with contextlib.ExitStack() as stack:
         given: list[Plan] = []
-        pairs = {}
+        pairs: dict[str, Pair] = {}
         for name in ("a", "b"):
             (tmp_path / name).mkdir()
             pair = pairs[name] = stack.enter_context(mounted_pair(tmp_path / name))
@@ -395,8 +398,8 @@ def test_an_interrupted_command_ends_all_and_can_be_repeated(tmp_path: Path) -> 
     with subprocess.Popen(
         command(file, "--state", state), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as running:
-        for name in ("a", "b"):
-            wait_until(lambda name=name: (tmp_path / f"{name}.copy").exists(), f"{name} begins")
+        copies = [tmp_path / "a.copy", tmp_path / "b.copy"]
+        wait_until(lambda: all(copy.exists() for copy in copies), "both have begun")
         time.sleep(0.5)
         running.send_signal(signal.SIGINT)
         output, _ = running.communicate(timeout=100)
