@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import attrs
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.timeout(240)
 
 
 @contextlib.contextmanager
-def processes(count: int) -> Iterator[concurrent.futures.Executor]:
+def processes(count: int) -> Generator[concurrent.futures.Executor]:
     """A pool of processes; not forked, as this process has threads."""
     with concurrent.futures.ProcessPoolExecutor(
         count, mp_context=multiprocessing.get_context("spawn")
