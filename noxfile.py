@@ -51,9 +51,10 @@ def layers(session: nox.Session) -> None:
 @nox.session(name="old-pythons")
 def old_pythons(session: nox.Session) -> None:
     """Check that the agent says nothing that Python 2.7 and 3.6 would not understand."""
-    _tool(
-        session,
-        "vermin",
+    session.run(
+        PYTHON,
+        "-c",
+        "from vermin import main; main()",
         "--quiet",
         "--no-tips",
         "--violations",
