@@ -401,7 +401,7 @@ def test_an_interrupted_command_ends_all_and_can_be_repeated(tmp_path: Path) -> 
         copies = [tmp_path / "a.copy", tmp_path / "b.copy"]
         wait_until(lambda: all(copy.exists() for copy in copies), "both have begun")
         time.sleep(0.5)
-        running.send_signal(signal.SIGINT)
+        running.send_signal(signal.SIGTERM)
         output, _ = running.communicate(timeout=100)
 
     assert running.returncode == 130, output
