@@ -8,15 +8,19 @@ kinder than life; ours runs while a program writes. The first column is what mat
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
+import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from benchmarks import limits, ours, peers, plot
-from benchmarks.rig import Cost, Disks, GiB, MiB, disks, frozen, measured, mutate, run, wrong_bytes
+from benchmarks import limits, ours, peers, plot, table
+from benchmarks.rig import Cost, Disks, GiB, disks, frozen, measured, mutate, wrong_bytes
 from cvm_migrate.units import parse_size
 
 OURS = {
@@ -26,7 +30,7 @@ OURS = {
 }
 
 
-def _row(name: str, full: Cost, wrong: int | None) -> dict[str, object]:
+def _row(name: str, full: Cost, wrong: int | None) -> dict[str, Any]:
     return {
         "tool": name,
         "wrong_full": wrong,
@@ -37,7 +41,7 @@ def _row(name: str, full: Cost, wrong: int | None) -> dict[str, object]:
     }
 
 
-def _run_ours(name: str, work: Disks) -> dict[str, object]:
+def _run_ours(name: str, work: Disks) -> dict[str, Any]:
     result = ours.migrate(work, **OURS[name])
     return {
         **_row(name, result.full, result.wrong),
@@ -53,12 +57,12 @@ def _run_ours(name: str, work: Disks) -> dict[str, object]:
     }
 
 
-def _run_peer(peer: peers.Peer, work: Disks, folder: Path) -> dict[str, object]:
+def _run_peer(peer: peers.Peer, work: Disks, folder: Path) -> dict[str, Any]:
     with frozen(work.mount):
         with measured() as full:
             peer.full(work, folder)
         wrong = wrong_bytes(work.source, work.target, work.size) if peer.is_disk else None
-    row = _row(peer.name, full[0], wrong)
+    row = {**_row(peer.name, full[0], wrong), "tls": peer.tls}
     if peer.second is not None:
         mutate(work.mount, work.size)
         with frozen(work.mount):
@@ -76,104 +80,116 @@ def _run_peer(peer: peers.Peer, work: Disks, folder: Path) -> dict[str, object]:
 
 def _limits(work: Disks, folder: Path) -> dict[str, float]:
     size = min(work.size, 2 * GiB)
-    return {
-        "read": limits.read_rate(work.source, size),
+    found = {
+        "read": limits.read_rate(work.source, work.size),
         "write": limits.write_rate(work.target, size),
         "tls": limits.send_rate(folder, size, tls=True),
         "tcp": limits.send_rate(folder, size, tls=False),
     }
+    work.new_target()
+    found["copy_seconds"] = limits.copy_seconds(work.source, work.target, work.size)
+    return found
 
 
-def _number(value: object, unit: float = 1, digits: int = 1) -> str:
-    return "" if value is None else f"{float(str(value)) / unit:,.{digits}f}"
+def _best(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
+    """Merge two rounds of a tool: the faster seconds, the more wrong bytes, the larger of everything else."""
+    if old is None:
+        return new
+    merged = dict(new)
+    for key, value in old.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            faster = key in {"full", "full_cpu", "second", "second_cpu"}
+            merged[key] = min(value, new[key]) if faster else max(value, new[key])
+    return merged
 
 
-def table(found: dict[str, object]) -> str:
-    """The table of docs/explanation/benchmarks.md."""
-    rows = found["rows"]
-    lines = [
-        "| tool | wrong MiB, full | full s | CPU s | wire MB | largest process MiB | wrong MiB, second | second s | wire MB |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        name = row["tool"] + (" (live, written to)" if row.get("live") else "")
-        cells = [
-            name,
-            _number(row["wrong_full"], MiB) or "repository",
-            _number(row["full"]),
-            _number(row["full_cpu"]),
-            _number(row["full_wire"], 1e6, 0),
-            _number(row["memory"], MiB, 0),
-            _number(row.get("wrong_second"), MiB),
-            _number(row.get("second")),
-            _number(row.get("second_wire"), 1e6, 0),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    if found["limits"]:
-        lines += [
-            "",
-            "Limits in the same run, MiB/s: "
-            + ", ".join(f"{name} {rate:,.0f}" for name, rate in found["limits"].items()),
-        ]
-    for row in rows:
-        if row.get("pause") is not None:
-            lines.append(
-                f"\n{row['tool']}: source paused {row['pause']:.2f} s at 5 MB/s of random 16 KiB writes"
-                f" (predicted {_number(row['predicted'], 1, 2) or 'nothing'}), tracker {row['rung']}."
-            )
-    return "\n".join(lines) + "\n"
+def _best_limits(rounds: list[dict[str, float]]) -> dict[str, float]:
+    return {
+        key: (min if key == "copy_seconds" else max)(one[key] for one in rounds)
+        for key in rounds[0]
+    }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--size", type=parse_size, default=4 * GiB, help="of the disks")
     parser.add_argument("--tools", help="names separated by commas; all by default")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=2,
+        help="of ours, of the other tools over TLS and of the limits; the best counts, and the most wrong bytes",
+    )
     parser.add_argument("--no-limits", action="store_true")
+    parser.add_argument("--no-slowdown", action="store_true", help="leave out what tracking costs")
     parser.add_argument("--folder", type=Path, help="where the disks' files lie")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("docs/explanation/benchmarks"),
+        help="folder of the results",
+    )
     chosen = parser.parse_args()
     every = {peer.name: peer for peer in peers.PEERS}
     names = chosen.tools.split(",") if chosen.tools else [*OURS, *every]
     unknown = [name for name in names if name not in OURS and name not in every]
     if unknown:
         parser.error(f"no such tool: {', '.join(unknown)}; there are {', '.join([*OURS, *every])}")
-    found: dict[str, object] = {
+    rows: dict[str, dict[str, Any]] = {}
+    measured_limits: list[dict[str, float]] = []
+    slowdown: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(dir=chosen.folder) as name:
+        folder = Path(name)
+        for number in range(chosen.rounds):
+            for index, tool in enumerate(names):
+                peer = every.get(tool)
+                if number and peer is not None and not peer.tls:
+                    continue
+                if peer is not None and peer.missing:
+                    print(f"{tool}: left out, {peer.missing} is not installed", file=sys.stderr)
+                    continue
+                # A fresh pair for each: none profits from what another has left in a cache.
+                with _place(folder / f"{number}-{index}", chosen.size) as work:
+                    row = _run_peer(peer, work, work.folder) if peer else _run_ours(tool, work)
+                print(json.dumps(row), file=sys.stderr)
+                rows[tool] = _best(rows.get(tool), row)
+            if not chosen.no_limits:
+                with _place(folder / f"{number}-limits", chosen.size) as work:
+                    measured_limits.append(_limits(work, work.folder))
+                print(json.dumps(measured_limits[-1]), file=sys.stderr)
+        if not chosen.no_slowdown:
+            with _place(folder / "slowdown", min(chosen.size, GiB)) as work:
+                slowdown = ours.slowdown(work)
+            print(json.dumps(slowdown), file=sys.stderr)
+    found: dict[str, Any] = {
         "machine": {
             "kernel": platform.release(),
             "processors": os.cpu_count(),
             "python": platform.python_version(),
             "size": chosen.size,
         },
-        "limits": {},
-        "rows": [],
+        "limits": _best_limits(measured_limits) if measured_limits else {},
+        "slowdown": slowdown,
+        "rows": list(rows.values()),
     }
-    with tempfile.TemporaryDirectory(dir=chosen.folder) as name:
-        folder = Path(name)
-        for tool in names:
-            place = folder / f"{len(found['rows'])}"
-            place.mkdir()
-            peer = every.get(tool)
-            if peer is not None and peer.missing:
-                print(f"{tool}: left out, {peer.missing} is not installed", file=sys.stderr)
-                continue
-            # A fresh pair for each: none profits from what another has left in a cache.
-            with disks(place, chosen.size) as work:
-                row = _run_peer(peer, work, place) if peer else _run_ours(tool, work)
-                print(json.dumps(row), file=sys.stderr)
-                found["rows"].append(row)
-            run("rm", "-rf", str(place))
-        if not chosen.no_limits:
-            place = folder / "limits"
-            place.mkdir()
-            with disks(place, chosen.size) as work:
-                found["limits"] = _limits(work, place)
     chosen.output.mkdir(parents=True, exist_ok=True)
-    (chosen.output / "macro.json").write_text(json.dumps(found, indent=2) + "\n")
-    text = table(found)
-    (chosen.output / "macro.md").write_text(text)
-    (chosen.output / "macro.svg").write_text(plot.svg(found))
+    (chosen.output / "results.json").write_text(json.dumps(found, indent=2) + "\n")
+    text = table.markdown(found)
+    (chosen.output / "results.md").write_text(text)
+    (chosen.output / "results.svg").write_text(plot.svg(found))
     print(text)
     return 0
+
+
+@contextlib.contextmanager
+def _place(folder: Path, size: int) -> Iterator[Disks]:
+    """Disks in a folder of their own, which is gone afterwards."""
+    folder.mkdir()
+    try:
+        with disks(folder, size) as work:
+            yield work
+    finally:
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

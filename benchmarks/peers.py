@@ -112,6 +112,7 @@ class Peer:
     second: Callable[[Disks, Path], None] | None
     is_disk: bool = True
     needs: tuple[str, ...] = ()
+    tls: bool = False
 
     @property
     def missing(self) -> str | None:
@@ -184,8 +185,14 @@ def _restic(disks: Disks, folder: Path) -> None:
 
 
 PEERS = (
-    Peer("qemu-img over TLS", _qemu_img, _qemu_img, needs=("qemu-img", "nbdkit", "psktool")),
-    Peer("nbdcopy over TLS", _nbdcopy, _nbdcopy, needs=("nbdcopy", "nbdkit", "psktool")),
+    Peer(
+        "qemu-img over TLS",
+        _qemu_img,
+        _qemu_img,
+        needs=("qemu-img", "nbdkit", "psktool"),
+        tls=True,
+    ),
+    Peer("nbdcopy over TLS", _nbdcopy, _nbdcopy, needs=("nbdcopy", "nbdkit", "psktool"), tls=True),
     Peer(
         "rsync over ssh",
         _rsync("-W"),

@@ -1,9 +1,8 @@
-"""Digests of chunks: the algorithms that this Python has, and which digests mean "all zeroes"."""
+"""Digests of chunks: the algorithms that this Python has."""
 
 from __future__ import absolute_import
 
 import hashlib
-import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,12 +25,6 @@ _ALGORITHMS.append(("sha256", hashlib.sha256))
 NAMES = tuple(name for name, _ in _ALGORITHMS)
 _BY_NAME = dict(_ALGORITHMS)
 
-_ZERO_STEP = b"\0" * (1 << 16)
-# Chunk sizes are few; more different lengths than this are tails, and are not kept.
-_MOST_KEPT = 64
-_zeroes = {}  # type: Dict[Tuple[str, int], bytes]
-_lock = threading.Lock()
-
 
 def new(algorithm):
     # type: (str) -> Any
@@ -53,22 +46,3 @@ def digest(algorithm, data):
     made = new(algorithm)
     made.update(data)
     return bytes(made.digest())
-
-
-def of_zeroes(algorithm, length):
-    # type: (str, int) -> bytes
-    """Return the digest of *length* zeroes. A chunk with this digest is taken to be all zeroes."""
-    key = (algorithm, length)
-    with _lock:
-        known = _zeroes.get(key)
-    if known is None:
-        made = new(algorithm)
-        left = length
-        while left > 0:
-            made.update(_ZERO_STEP[:left])
-            left -= len(_ZERO_STEP)
-        known = bytes(made.digest())
-        with _lock:
-            if len(_zeroes) < _MOST_KEPT:
-                _zeroes[key] = known
-    return known

@@ -129,8 +129,9 @@ class Channel(object):
         self._secure = secure
         self._waker = waker
         self._fd = secure.fileno()
-        self._recv_into = secure.recv_into
-        self._send = secure.send
+        # The TLS socket's own methods: those of any socket would only call them.
+        self._read = secure.read  # type: Any
+        self._write = secure.write
         self._reading = _select.poll()
         self._writing = _select.poll()
         self._waking = _select.poll()
@@ -158,7 +159,7 @@ class Channel(object):
         size = len(view)
         try:
             while done < size:
-                count = self._recv_into(view[done:])
+                count = self._read(size - done, view[done:])
                 if count == 0:
                     raise Cut("the peer closed the connection")
                 done += count
@@ -187,7 +188,7 @@ class Channel(object):
         size = len(view)
         try:
             while done < size:
-                count = self._send(view[done:])
+                count = self._write(view[done:])
                 if not count:
                     break  # what Python 2 does instead of raising
                 done += count

@@ -196,12 +196,11 @@ class Lane(object):
         # type: (Item, slots.Slot, Dict[Tuple[str, int], compression.Compress]) -> None
         """Digest a chunk, and compress it where that is wanted."""
         view = slot.chunk(item.length)
-        algorithm = self._sender.algorithm
-        item.digest = digests.digest(algorithm, view)
-        if slots.is_zero(algorithm, item.digest, view):
+        if slots.is_zero(view):
             item.kind = frames.ZERO
             self._give_slot(item)
             return
+        item.digest = digests.digest(self._sender.algorithm, view)
         chooser = item.job.chooser
         if chooser.codec == "raw":
             return

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 LIMIT = 262144
 # How many are read back at once when the limit is near, and how near that is.
 _BATCH = LIMIT // 4
+# So many bytes are read back while more are written: for disks that seek this is long enough.
+_BEHIND = 64 << 20
 _ZERO = 1 << 31
 # Zeroes that touch are one piece up to this size.
-_LONGEST_ZERO = 1 << 30
+_LONGEST_ZERO = 256 << 20
 _OPEN_RUNS = 64
 # Python 2's arrays have no unsigned 64-bit numbers; doubles are exact up to 2**53, which is 8 PiB.
 _NUMBERS = "Q" if sys.version_info[0] >= 3 else "d"
@@ -35,15 +37,18 @@ class Pieces(object):
     Args:
         digest_size: Bytes of a digest.
         limit: How many pieces are held.
+        behind: From how many bytes on it is time to read some back.
     """
 
-    def __init__(self, digest_size, limit=LIMIT):
-        # type: (int, int) -> None
+    def __init__(self, digest_size, limit=LIMIT, behind=_BEHIND):
+        # type: (int, int, int) -> None
         self._record = struct.Struct(">QI%ds" % digest_size)
         self._no_digest = b"\0" * digest_size
         self.limit = limit
-        self.batch = min(_BATCH, max(1, limit // 4))
+        self._batch = min(_BATCH, max(1, limit // 4))
+        self._behind = behind
         self._log = bytearray()
+        self._bytes = 0
         self._writing = {}  # type: Dict[int, Range]
         self._token = 0
         # Runs of zeroes that may still grow: where they end, and where in the log they stand.
@@ -58,10 +63,10 @@ class Pieces(object):
         return len(self._log) // self._record.size
 
     @property
-    def crowded(self):
+    def due(self):
         # type: () -> bool
         """Whether it is time to read a batch back."""
-        return len(self) >= self.limit - self.batch
+        return self._bytes >= self._behind or len(self) >= self.limit - self._batch
 
     def begin(self, offset, length):
         # type: (int, int) -> int
@@ -80,12 +85,13 @@ class Pieces(object):
             offset, length = self._writing.pop(token)
             if not written or self.failed is not None:
                 return
+            self._bytes += length
             if digest is None:
                 self._add_zeroes(offset, length)
             else:
                 self._runs.clear()
                 self._log += self._record.pack(offset, length, digest)
-            if self.crowded:
+            if self.due:
                 self.changed.notify_all()
 
     def _add_zeroes(self, offset, length):
@@ -102,14 +108,16 @@ class Pieces(object):
         self._runs[offset + length] = len(self._log)
         self._log += self._record.pack(offset, length | _ZERO, self._no_digest)
 
-    def take(self, most=None):
-        # type: (Optional[int]) -> Log
-        """Take the oldest pieces out, all of them where *most* is None."""
+    def take(self, everything=True):
+        # type: (bool) -> Log
+        """Take all pieces out, or a batch of the oldest."""
         with self.lock:
             self._runs.clear()
-            size = len(self._log) if most is None else most * self._record.size
-            taken = Log(self._record, self._log[:size])
-            del self._log[:size]
+            taken = Log(self._record, self._log)
+            if not everything:
+                taken = taken.head(self._batch, self._behind)
+            self._bytes -= taken.bytes()
+            self._log = self._log[len(taken.data) :]
             self.changed.notify_all()
             return taken
 
@@ -119,6 +127,7 @@ class Pieces(object):
         with self.lock:
             self._runs.clear()
             self._log[:0] = log.data
+            self._bytes += log.bytes()
 
     def give_up(self, error):
         # type: (BaseException) -> None
@@ -147,6 +156,20 @@ class Log(object):
     def __len__(self):
         # type: () -> int
         return len(self.data) // self._record.size
+
+    def bytes(self):
+        # type: () -> int
+        """Return how many bytes were written, counting what was written twice twice."""
+        return sum(self._get(index)[1] for index in range(len(self)))
+
+    def head(self, count, length):
+        # type: (int, int) -> Log
+        """Return the oldest pieces: *length* bytes of them or somewhat more, and at most *count*."""
+        total = index = 0
+        while index < min(count, len(self)) and total < length:
+            total += self._get(index)[1]
+            index += 1
+        return Log(self._record, self.data[: index * self._record.size])
 
     def _get(self, index):
         # type: (int) -> Tuple[int, int, bool, bytes]

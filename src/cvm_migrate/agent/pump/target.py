@@ -165,15 +165,15 @@ class TargetDisk(object):
 
     def _prove_early(self, known):
         # type: (pieces.Pieces) -> None
-        """Read the oldest pieces back whenever there are too many to remember."""
+        """Read the oldest pieces back while others are being written: it takes as long as writing them."""
         while True:
             with known.lock:
-                while not known.crowded:
+                while not known.due:
                     known.changed.wait()
             with self._proving:
-                if known.crowded:
+                if known.due:
                     try:
-                        self._early.add(self._prove(known, known.batch, None, None))
+                        self._early.add(self._prove(known, False, None, None))
                     except AgentError as error:
                         known.give_up(error)
                         return
@@ -195,7 +195,7 @@ class TargetDisk(object):
             with self._proving:
                 if self._pieces.failed is not None:
                     raise self._pieces.failed
-                proof = self._prove(self._pieces, None, check, progress)
+                proof = self._prove(self._pieces, True, check, progress)
                 early, self._early = self._early, _Proof()
                 early.add(proof)
                 proof = early
@@ -209,10 +209,10 @@ class TargetDisk(object):
             "unproven": [[low, high - low] for low, high in proof.unproven.coarse(_MOST_RANGES)],
         }
 
-    def _prove(self, known, most, check, progress):
-        # type: (pieces.Pieces, Optional[int], Optional[Callable[[], object]], Optional[Callable[[int], object]]) -> _Proof
-        """Read the oldest pieces back, all where *most* is None."""
-        log = known.take(most)
+    def _prove(self, known, everything, check, progress):
+        # type: (pieces.Pieces, bool, Optional[Callable[[], object]], Optional[Callable[[int], object]]) -> _Proof
+        """Read all pieces back, or a batch of the oldest."""
+        log = known.take(everything)
         unproven = []  # type: List[Range]
         reading = _Reading(self.handle, self.algorithm or "", log.valid(unproven), check)
         try:
@@ -338,16 +338,20 @@ class _Reading(object):
         view = slot.chunk(length)
         for offset, size, digest in group:
             part = view[offset - begin : offset - begin + size]
-            actual = digests.digest(self._algorithm, part)
-            zero = digest is None and slots.is_zero(self._algorithm, actual, part)
-            if not zero and actual != digest:
+            if not self._is_right(part, digest):
                 found.suspects.append(offset, offset + size)
                 continue
             found.proven.append(offset, offset + size)
-            if zero:
+            if digest is None:
                 found.zeroes.append(offset, offset + size)
         with self._lock:
             self.done += length
+
+    def _is_right(self, part, digest):
+        # type: (Any, Optional[bytes]) -> bool
+        if digest is None:
+            return slots.is_zero(part)
+        return digests.digest(self._algorithm, part) == digest
 
 
 def _groups(valid):
