@@ -116,7 +116,7 @@ class Pieces(object):
             taken = Log(self._record, self._log)
             if not everything:
                 taken = taken.head(self._batch, self._behind)
-            self._bytes -= taken.bytes()
+            self._bytes -= taken.total()
             self._log = self._log[len(taken.data) :]
             self.changed.notify_all()
             return taken
@@ -127,7 +127,7 @@ class Pieces(object):
         with self.lock:
             self._runs.clear()
             self._log[:0] = log.data
-            self._bytes += log.bytes()
+            self._bytes += log.total()
 
     def give_up(self, error):
         # type: (BaseException) -> None
@@ -157,7 +157,7 @@ class Log(object):
         # type: () -> int
         return len(self.data) // self._record.size
 
-    def bytes(self):
+    def total(self):
         # type: () -> int
         """Return how many bytes were written, counting what was written twice twice."""
         return sum(self._get(index)[1] for index in range(len(self)))
