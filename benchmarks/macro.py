@@ -87,7 +87,7 @@ def _limits(work: Disks, folder: Path) -> dict[str, float]:
         "tcp": limits.send_rate(folder, size, tls=False),
     }
     work.new_target()
-    found["copy_seconds"] = limits.copy_seconds(work.source, work.target, work.size)
+    found["copy_seconds"] = limits.copy_seconds(work.source, work.target, work.size, folder)
     return found
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import attrs
 
-from benchmarks.rig import Cost, Disks, measured, mutate, run, wrong_bytes
+from benchmarks.rig import BUSY, Cost, Disks, measured, mutate, run, wrong_bytes
 from cvm_migrate import LocalHost, Migration, Options
 from cvm_migrate.agent.tracking import Device, start
 
@@ -22,11 +22,8 @@ from cvm_migrate.agent.tracking import Device, start
 def writing(mount: Path, rate: float) -> Iterator[None]:
     """Random 16 KiB writes through the file system at *rate* bytes per second."""
     stop = threading.Event()
-    file = mount / "written-meanwhile"
-    size = 64 << 20
-    with file.open("wb") as handle:
-        handle.write(os.urandom(size))
-    run("sync", "--file-system", str(mount))
+    file = mount / BUSY
+    size = file.stat().st_size
 
     def work() -> None:
         choose = random.Random(3)
@@ -119,9 +116,7 @@ def slowdown(disks: Disks, *, rounds: int = 60, seconds: float = 0.25) -> dict[s
     free: list[float] = []
     rdev = disks.source.stat().st_rdev
     device = Device(str(disks.source), disks.size, os.major(rdev), os.minor(rdev))
-    file = disks.mount / "written-while-tracked"
-    file.write_bytes(os.urandom(64 << 20))
-    run("sync", "--file-system", str(disks.mount))
+    file = disks.mount / BUSY
     stats = Path("/proc/sys/kernel/bpf_stats_enabled")
     before = stats.read_text()
     inside = 0.0

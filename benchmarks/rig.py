@@ -17,6 +17,8 @@ import attrs
 
 MiB = 1 << 20
 GiB = 1 << 30
+BUSY = "written-meanwhile"
+BUSY_SIZE = 64 * MiB
 FIFREEZE = 0xC0045877
 FITHAW = 0xC0045878
 
@@ -66,6 +68,8 @@ def disks(folder: Path, size: int) -> Iterator[Disks]:
 
 
 def _fill(mount: Path, size: int) -> None:
+    # What programs write to while a copy is made; there for every tool, as it costs bytes.
+    (mount / BUSY).write_bytes(os.urandom(BUSY_SIZE))
     piece = 16 * MiB
     words = [f"{n:x}-word".encode() for n in range(5000)]
     rng = random.Random(7)

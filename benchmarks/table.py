@@ -31,7 +31,7 @@ def _tools(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         is_disk = row["wrong_full"] is not None
         cells = [
-            row["tool"] + (" (live, written to)" if row.get("live") else ""),
+            row["tool"].replace("|", "\\|") + (" (live, written to)" if row.get("live") else ""),
             _number(row["wrong_full"], MiB) if is_disk else "a repository",
             _number(row["full"]),
             _ratio(row["full"], fastest),
@@ -55,7 +55,7 @@ def _limits(found: dict[str, Any]) -> list[str]:
     return [
         f"Limits in the same run: `O_DIRECT` read {limits['read']:,.0f} MiB/s, write {limits['write']:,.0f} MiB/s,"
         f" TLS over loopback {limits['tls']:,.0f} MiB/s, plain TCP {limits['tcp']:,.0f} MiB/s."
-        " Reading the source, writing the target and reading it back, all at once and without a network:"
+        " What a proven copy asks of this machine, all at once but with no order, digests or frames (see below):"
         f" {limits['copy_seconds']:.1f} s."
     ]
 
@@ -97,13 +97,13 @@ def _aims(found: dict[str, Any]) -> list[str]:
         aim(
             "full copy at 80 % of the slower limit or more",
             f"{100 * seconds / best['full']:.0f} % of `{name}`"
-            f" ({100 * limits['copy_seconds'] / best['full']:.0f} % of all disk I/O at once)",
+            f" ({100 * limits['copy_seconds'] / best['full']:.0f} % of all that at once)",
             seconds >= 0.8 * best["full"],
         )
     packed, pipe = rows.get("cvm_migrate 4 streams zstd"), rows.get("dd | zstd -1 | ssh")
     if packed and pipe:
         aim(
-            'fewer bytes on the wire than `dd | zstd -1 | ssh` (with `codec="zstd"`)',
+            'fewer bytes on the wire than `dd \\| zstd -1 \\| ssh` (with `codec="zstd"`)',
             f"{packed['full_wire'] / 1e6:,.0f} MB against {pipe['full_wire'] / 1e6:,.0f} MB",
             packed["full_wire"] < pipe["full_wire"],
         )
