@@ -36,7 +36,7 @@ def svg(found: dict[str, object]) -> str:
             fill = "#c53030" if row.get(wrong) else color
             width = max(1.0, seconds * scale)
             note = f"{seconds:.1f}" + (
-                f", {row[wrong] / 2**20:.1f} MiB wrong" if row.get(wrong) else ""
+                f", {row[wrong] / 2**20:.3g} MiB wrong" if row.get(wrong) else ""
             )
             parts.append(
                 f'<rect x="{LABEL}" y="{at}" width="{width:.1f}" height="13" fill="{fill}"/>'

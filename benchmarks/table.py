@@ -11,6 +11,11 @@ def _number(value: object, unit: float = 1, digits: int = 1) -> str:
     return "" if value is None else f"{float(str(value)) / unit:,.{digits}f}"
 
 
+def _wrong(value: int | None) -> str:
+    """Return MiB; two blocks are not nothing."""
+    return "" if value is None else f"{value / MiB:.3g}"
+
+
 def _ratio(value: float | None, best: float) -> str:
     return "" if value is None else f"{value / best:.1f}"
 
@@ -32,13 +37,13 @@ def _tools(rows: list[dict[str, Any]]) -> list[str]:
         is_disk = row["wrong_full"] is not None
         cells = [
             row["tool"].replace("|", "\\|") + (" (live, written to)" if row.get("live") else ""),
-            _number(row["wrong_full"], MiB) if is_disk else "a repository",
+            _wrong(row["wrong_full"]) if is_disk else "a repository",
             _number(row["full"]),
             _ratio(row["full"], fastest),
             _number(row["full_cpu"]),
             _number(row["full_wire"], 1e6, 0),
             _number(row["memory"], MiB, 0),
-            _number(row.get("wrong_second"), MiB),
+            _wrong(row.get("wrong_second")),
             _number(row.get("second")),
             _ratio(row.get("second"), quickest),
             _number(row.get("second_cpu")),
