@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib.util
 import os
 import shutil
 import socket
 import ssl
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from rig.pythons import interpreters
 
 REQUIRED = os.environ.get("CI") == "true"
 
@@ -74,6 +79,45 @@ def _tls13() -> str | None:
     return None if ssl.HAS_TLSv1_3 else "this Python's OpenSSL has no TLS 1.3"
 
 
+def _zram() -> str | None:
+    if os.geteuid() != 0:
+        return "not root"
+    return None if Path("/sys/class/zram-control").is_dir() else "this kernel has no zram"
+
+
+def roomy_folder() -> Path:
+    """Where large sparse files have the best chances: ext4 has none beyond 16 TiB, a memory file system has."""
+    shared = Path("/dev/shm")
+    return shared if shared.is_dir() else Path(tempfile.gettempdir())
+
+
+def _sparse_16_tib() -> str | None:
+    with tempfile.TemporaryFile(dir=roomy_folder()) as file:
+        try:
+            file.truncate(16 << 40)
+        except OSError as error:
+            return f"no sparse file of 16 TiB in {roomy_folder()}: {error}"
+    return None
+
+
+def _bpf_stats() -> str | None:
+    if os.geteuid() != 0:
+        return "not root"
+    switch = Path("/proc/sys/kernel/bpf_stats_enabled")
+    with contextlib.suppress(OSError):
+        switch.write_text(switch.read_text())
+        return None
+    return "this kernel does not count the time in eBPF programs"
+
+
+def _module(name: str) -> Callable[[], str | None]:
+    return lambda: None if importlib.util.find_spec(name) else f"{name} cannot be imported"
+
+
+def _python(version: str) -> str | None:
+    return None if version in interpreters() else f"pyenv has no Python {version}"
+
+
 PROBES: dict[str, Callable[[], str | None]] = {
     "root": _root,
     "loop": _loop,
@@ -84,6 +128,11 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "loopback": _ipv4,
     "tls13": _tls13,
     "pyenv": _tool("pyenv"),
+    "zram": _zram,
+    "fuse": lambda: None if Path("/dev/fuse").exists() else "there is no /dev/fuse",
+    "sparse 16 TiB": _sparse_16_tib,
+    "bpf stats": _bpf_stats,
+    "distributed": _module("distributed"),
     "sshd": lambda: None if Path("/usr/sbin/sshd").exists() else "openssh-server is missing",
     **{
         name: _tool(name)
@@ -107,8 +156,9 @@ PROBES: dict[str, Callable[[], str | None]] = {
 
 @functools.cache
 def missing(name: str) -> str | None:
-    """Why *name* cannot be used here, or None."""
-    return PROBES[name]()
+    """Why *name* cannot be used here, or None; ``python 2.7`` and the like are the interpreters of pyenv."""
+    kind, _, version = name.partition(" ")
+    return _python(version) if kind == "python" else PROBES[name]()
 
 
 def require(*names: str) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 import cvm_migrate.agent
+from capabilities import require, roomy_folder
 from cvm_migrate.agent import tracking
 from cvm_migrate.agent.tracking import ebpf, marks, system, tracefs
 from cvm_migrate.agent.tracking.base import Refused, Tracker
@@ -32,7 +33,11 @@ GIB = 1 << 30
 NOISE = random.Random(3)
 Spans = list[tuple[int, int]]
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="trackers need root")
+
+@pytest.fixture(autouse=True)
+def _needs() -> None:
+    require("root")
+
 
 RUNGS: dict[str, Callable[[list[tracking.Device]], Tracker]] = {
     "ebpf-bytes": lambda devices: ebpf.start(devices, None, "bytes"),
@@ -342,9 +347,8 @@ def test_writes_and_discards_through_a_partition_are_those_of_the_disk(
 @contextlib.contextmanager
 def zram(size: int) -> Generator[Path]:
     """A device that has bios only, no requests."""
+    require("zram")
     control = Path("/sys/class/zram-control")
-    if not control.is_dir():
-        pytest.skip("this kernel has no zram")
     number = (control / "hot_add").read_text().strip()
     try:
         Path(f"/sys/block/zram{number}/disksize").write_text(str(size))
@@ -547,9 +551,8 @@ def script(python: Path, folder: Path, path: Path, rung: str) -> Generator[Scrip
 @pytest.mark.parametrize("version", ["2.7", "3.6", "3.13"])
 @pytest.mark.parametrize("name", ["bytes", "bits", "tracefs"])
 def test_it_is_the_same_under_other_pythons(tmp_path: Path, version: str, name: str) -> None:
-    python = interpreters().get(version)
-    if python is None:
-        pytest.skip(f"no Python {version}")
+    require(f"python {version}")
+    python = interpreters()[version]
     with loopdev.loop_device(tmp_path / "disk", 256 * MIB) as path:
         with script(python, tmp_path, path, name) as running:
             assert running.collect()[:4] == ([], [], True, None)
@@ -649,17 +652,14 @@ def test_without_rights_both_rungs_are_refused_with_the_reason() -> None:
         assert "root" in reasons["tracefs"]
 
 
-def test_a_disk_of_16_tib_costs_little_memory(tmp_path: Path) -> None:
+def test_a_disk_of_16_tib_costs_little_memory() -> None:
     """Sizes of the maps; a write at the far end is found."""
+    require("loop", "sparse 16 TiB")
     size = 16 << 40
-    folder = Path("/dev/shm") if Path("/dev/shm").is_dir() else tmp_path
-    backing = folder / f"cvm-migrate-{os.getpid()}"
+    backing = roomy_folder() / f"cvm-migrate-{os.getpid()}"
     try:
         with backing.open("wb") as file:
-            try:
-                file.truncate(size)
-            except OSError as error:
-                pytest.skip(f"no sparse file of 16 TiB: {error}")
+            file.truncate(size)
         with loopdev.loop_device(backing) as path:
             for start in RUNGS.values():
                 before = resident()

@@ -22,9 +22,7 @@ _SIZE = 4 * MiB
 @contextlib.contextmanager
 def _bad_file(folder: Path, *options: str) -> Generator[Path]:
     """A file of which parts cannot be read or written: nbdkit's error filter behind nbdfuse."""
-    require("root", "loop", "nbdkit", "nbdfuse")
-    if not Path("/dev/fuse").exists():
-        pytest.skip("no FUSE here")
+    require("root", "loop", "nbdkit", "nbdfuse", "fuse")
     mount = folder / "bad"
     mount.mkdir()
     # nbdfuse makes one file out of a NBD server that it starts itself.

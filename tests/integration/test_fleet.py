@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -457,7 +458,8 @@ def _free_ports(count: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_dask_does_the_work_on_several_worker_processes(tmp_path: Path) -> None:
-    distributed = pytest.importorskip("distributed")
+    require("distributed")
+    distributed = importlib.import_module("distributed")
     given = plans(tmp_path, "a", "b", "c")
     (tmp_path / "b.img").unlink()
     with (

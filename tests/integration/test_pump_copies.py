@@ -14,7 +14,6 @@ from cvm_migrate.errors import CancelledError, InvalidRequestError
 from cvm_migrate.model import ExtentMap, Streamed
 from rig import loopdev, pumps
 from rig.pumps import MiB
-from rig.pythons import interpreters
 
 pytestmark = pytest.mark.usefixtures("devices")
 
@@ -324,10 +323,7 @@ def test_two_streams_at_once_are_done_one_after_the_other(tmp_path: Path) -> Non
 def test_pythons_of_any_age_understand_each_other(
     tmp_path: Path, source_python: str, target_python: str
 ) -> None:
-    for version in (source_python, target_python):
-        if version not in interpreters():
-            require("pyenv")
-            pytest.skip(f"no Python {version}")
+    require(f"python {source_python}", f"python {target_python}")
     size = 6 * MiB + 512
     with pumps.disks(tmp_path, size) as (source, target):
         with pumps.pair(source, target, python=(source_python, target_python)) as pair:
