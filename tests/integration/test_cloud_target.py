@@ -368,6 +368,85 @@ def test_giving_up_after_writing_puts_the_disks_back_first(
     assert holds(made, b"a") == [True, True]
 
 
+def test_giving_up_never_takes_a_server_back_that_runs_the_copy(simulated: TencentCloud) -> None:
+    """finish() failed after the instance was started, so that nobody has noted the end."""
+    made = add(simulated)
+    notes: dict[str, str] = {}
+    first = RescueTarget(instance(simulated, made), notes, wish=WISH)
+    first.before_prepare()
+    first.writing()
+    fill(made, b"b")
+    simulated.fail("unauthorized", action="DescribeSecurityGroupPolicies", times=None)
+    with pytest.raises(CvmMigrateError):
+        first.after_cutover()
+    simulated.heal()
+    assert made.state == "RUNNING"
+
+    for repeat in range(2):
+        another = RescueTarget(instance(simulated, made), notes, wish=WISH)
+        with pytest.raises(StepOrderError, match="runs the copy") as caught:
+            another.on_abort() if repeat else another.before_prepare()
+        assert "finish()" in str(caught.value.remedy)
+
+    assert made.state == "RUNNING"
+    assert "STOPPING" not in made.history
+    assert made.history.count("ENTER_RESCUE_MODE") == 1
+    assert holds(made, b"b") == [True, True]
+    RescueTarget(instance(simulated, made), notes, wish=WISH).after_cutover()
+
+
+def test_a_copy_that_was_never_started_can_still_be_given_up(simulated: TencentCloud) -> None:
+    made = add(simulated)
+    fill(made, b"a")
+    notes: dict[str, str] = {}
+    first = RescueTarget(
+        instance(simulated, made, policy=attrs.evolve(QUICK, attempts=2)), notes, wish=WISH
+    )
+    first.before_prepare()
+    first.writing()
+    fill(made, b"b")
+    simulated.fail("unauthorized", action="StartInstances", times=None)
+    with pytest.raises(CvmMigrateError, match="start"):
+        first.after_cutover()
+    # Giving up gets as far as putting the disks back, and cannot start either.
+    with pytest.raises(CvmMigrateError):
+        RescueTarget(instance(simulated, made), notes, wish=WISH).on_abort()
+    simulated.heal()
+    made.wait_for("STOPPED")
+    instance(simulated, made).start()
+
+    report = RescueTarget(instance(simulated, made), notes, wish=WISH).on_abort()
+
+    assert (made.state, report.restored) == ("RUNNING", True)
+    assert holds(made, b"a") == [True, True]
+
+
+def test_disks_that_are_half_put_back_are_neither_finished_nor_written(
+    simulated: TencentCloud,
+) -> None:
+    made = add(simulated)
+    fill(made, b"a")
+    notes: dict[str, str] = {}
+    target = RescueTarget(instance(simulated, made), notes, wish=WISH)
+    target.before_prepare()
+    target.writing()
+    fill(made, b"b")
+    simulated.fail("unauthorized", action="ApplySnapshot", nth=2, times=1)
+    with pytest.raises(CvmMigrateError, match="not yet what it was"):
+        target.on_abort()
+
+    for call in (target.after_cutover, target.before_prepare):
+        with pytest.raises(StepOrderError, match="being put back") as caught:
+            call()
+        assert "abort()" in str(caught.value.remedy)
+    assert made.state == "STOPPED"
+
+    assert target.on_abort().restored
+    assert holds(made, b"a") == [True, True]
+    target.before_prepare()
+    assert made.state == "RESCUE_MODE"
+
+
 def test_half_a_system_that_cannot_be_put_back_is_left_off(simulated: TencentCloud) -> None:
     made = add(simulated)
     target = RescueTarget(instance(simulated, made), {}, wish=attrs.evolve(WISH, snapshots=False))

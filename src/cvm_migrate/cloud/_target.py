@@ -15,6 +15,7 @@ from typing import Final, Literal
 import attrs
 
 from cvm_migrate.cloud._checks import TargetWish, check_facts, check_instance
+from cvm_migrate.cloud._facts import InstanceFacts
 from cvm_migrate.cloud._instance import CvmInstance, InstanceHealth, RescueAccess
 from cvm_migrate.cloud._ledger import LedgerStatus, MigrationLedger
 from cvm_migrate.cloud._security_groups import SecurityGroups
@@ -34,6 +35,12 @@ _PORT: Final = "cvm.port"
 _ENTERED: Final = "cvm.entered"
 _WRITTEN: Final = "cvm.written"
 _LEDGER: Final = "cvm.ledger"
+# Since then the instance may run the copy.
+_HANDED_OVER: Final = "cvm.handed-over"
+# Since then the disks may be neither what they were nor the copy.
+_UNDOING: Final = "cvm.undoing"
+
+_RUNS: Final = frozenset({InstanceState.STARTING, InstanceState.RUNNING, InstanceState.REBOOTING})
 
 
 @attrs.frozen
@@ -89,9 +96,12 @@ class RescueTarget:
         Can be repeated, also by a new process: what is done stays done.
 
         Raises:
+            StepOrderError: The instance runs the copy already, or giving up has begun.
             CvmMigrateError: What the part raises that failed; the instance is as the remedy says.
         """
+        self._refuse_undone()
         facts = self.instance.describe(deadline=deadline, cancel=cancel)
+        self._refuse_live(facts)
         # What this migration entered it may leave and enter again; what someone else did, only if told so.
         renew = self._wish.take_over or _ENTERED in self._notes
         if _ENTERED not in self._notes:
@@ -152,8 +162,11 @@ class RescueTarget:
             cancel: Ends the waits.
 
         Raises:
+            StepOrderError: Giving up has begun: the disks are not the copy any more.
             CvmMigrateError: What the part raises that failed; can be repeated.
         """
+        self._refuse_undone()
+        self._notes[_HANDED_OVER] = "perhaps"
         self.instance.leave_migration(deadline=deadline, cancel=cancel)
         self._notes[_ENTERED] = "left"
         self._close_port(deadline, cancel)
@@ -186,7 +199,8 @@ class RescueTarget:
         """Give up: back to a bootable instance in the state it was in before.
 
         Leaves rescue mode, puts the disks back from the snapshots, starts the instance if it ran before, closes the
-        data port. An instance whose disks were written and cannot be put back is left off: it holds half a system.
+        data port. An instance whose disks were written and cannot be put back is left off: it holds half a system. One
+        that runs the copy already is left alone.
 
         Args:
             restore: When the disks are put back.
@@ -194,8 +208,13 @@ class RescueTarget:
             cancel: Ends the waits.
 
         Raises:
+            StepOrderError: The instance runs the copy already.
             CvmMigrateError: The first part that failed; the others were tried. Can be repeated.
         """
+        if _HANDED_OVER in self._notes:
+            self._refuse_live(self.instance.describe(deadline=deadline, cancel=cancel))
+            # It was not started: what it runs from now on is what giving up starts.
+            self._notes.pop(_HANDED_OVER, None)
         done: list[str] = []
         failed: list[CvmMigrateError] = []
         try:
@@ -246,6 +265,7 @@ class RescueTarget:
             return not self.written
         if facts.state is not InstanceState.STOPPED:
             self.instance.stop(deadline=deadline, cancel=cancel)
+        self._notes[_UNDOING] = "perhaps"
         try:
             self._snapshots.restore(snapshots, deadline=deadline, cancel=cancel)
         except CvmMigrateError as error:
@@ -253,6 +273,7 @@ class RescueTarget:
             error.remedy = f"{error.remedy.rstrip('. ')}. {note}" if error.remedy else note
             raise
         self._notes.pop(_WRITTEN, None)
+        self._notes.pop(_UNDOING, None)
         done.append(f"its disks were put back from {len(snapshots)} snapshots")
         return True
 
@@ -274,6 +295,24 @@ class RescueTarget:
         except CvmMigrateError as error:
             # No migration fails for a line in a list.
             _log.warning("the migration could not be entered in the list: %s", error)
+
+    def _refuse_live(self, facts: InstanceFacts) -> None:
+        """A server that has begun to work on the copy is never stopped or overwritten."""
+        if _HANDED_OVER in self._notes and facts.state in _RUNS:
+            raise StepOrderError(
+                f"{facts.instance_id} runs the copy already ({facts.state_text}); nothing was undone",
+                remedy="Call finish() to end the migration. If the copy is not wanted, stop the instance in the "
+                "console first, then call abort()",
+                device=facts.instance_id,
+            )
+
+    def _refuse_undone(self) -> None:
+        if _UNDOING in self._notes:
+            raise StepOrderError(
+                f"the disks of {self.instance.instance_id} were being put back: they are not the copy any more",
+                remedy="Call abort() again until it succeeds; then the migration can begin anew",
+                device=self.instance.instance_id,
+            )
 
     def _refuse(self, findings: Sequence[Finding]) -> None:
         """Raise for the first finding that forbids it, before anything is touched."""

@@ -277,8 +277,6 @@ class Migration:
             self._keep_tracking_facts()
             job.ends.close()
             job.works = []
-            job.checkpoint.put("cutover", None)
-            self._cutover = None
             errors: list[CvmMigrateError] = []
             for role, endpoint in (("target", job.target), ("source", job.source)):
                 try:
@@ -289,6 +287,8 @@ class Migration:
                     errors.append(error)
             if errors:
                 raise errors[0]
+            job.checkpoint.put("cutover", None)
+            self._cutover = None
         return self.report()
 
     def run(
