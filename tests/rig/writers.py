@@ -1,12 +1,16 @@
 """Programs that keep a mounted file system busy, and what must be found in a copy of it.
 
-Run as ``python writers.py FOLDER``: random 16 KiB overwrites of a large file, file churn, and numbered SQLite
+Run as ``python writers.py FOLDER PAUSE``: random 16 KiB overwrites of a large file, file churn, and numbered SQLite
 transactions in WAL mode; the number of each is printed once its commit has returned. It ends when standard input does.
+
+As ``python writers.py steady FILE RATE``: random 16 KiB overwrites of a file at so many bytes per second. At its end it
+prints when it had to wait long between two of them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import select
@@ -18,8 +22,12 @@ import time
 from collections.abc import Generator
 from pathlib import Path
 
+import attrs
+
 _FILE = 16 << 20
 _BLOCK = 16 << 10
+# Between two writes at 5 MB/s lie 3 ms.
+_LONG_GAP = 0.02
 
 
 def write(folder: Path, *, pause: float) -> None:
@@ -121,5 +129,73 @@ def ledger(folder: Path) -> tuple[str, int]:
     return integrity, highest
 
 
+def write_steadily(file: Path, *, rate: float) -> None:
+    """Overwrite random blocks until standard input ends; then print how many, and the long gaps, as JSON."""
+    random_ = random.Random(3)
+    blocks = file.stat().st_size // _BLOCK
+    gaps: list[tuple[float, float]] = []
+    count = 0
+    fd = os.open(file, os.O_WRONLY)
+    sys.stdout.write("started\n")
+    sys.stdout.flush()
+    began = last = time.monotonic()
+    while not select.select([sys.stdin], [], [], max(0.0, began + count * _BLOCK / rate - last))[
+        0
+    ]:
+        os.pwrite(fd, random_.randbytes(_BLOCK), random_.randrange(blocks) * _BLOCK)
+        count += 1
+        if count % 64 == 0:
+            os.fdatasync(fd)
+        now = time.monotonic()
+        if now - last > _LONG_GAP:
+            gaps.append((last, now))
+        last = now
+    os.close(fd)
+    sys.stdout.write(json.dumps({"count": count, "seconds": last - began, "gaps": gaps}) + "\n")
+
+
+@attrs.define
+class SteadyWriter:
+    """What a steady writer did, once it has ended; moments are of ``time.monotonic``, which all processes share."""
+
+    written: int = 0
+    seconds: float = 0.0
+    gaps: list[tuple[float, float]] = attrs.field(factory=list[tuple[float, float]])
+
+    def pause_at(self, moment: float) -> float:
+        """Seconds between the last write before *moment* and the first one after it; 0 for a usual gap."""
+        return max(
+            (end - begin for begin, end in self.gaps if begin <= moment <= end), default=0.0
+        )
+
+
+@contextlib.contextmanager
+def writing_steadily(file: Path, *, rate: float) -> Generator[SteadyWriter]:
+    """Random 16 KiB writes into *file* at *rate* bytes per second while the block runs."""
+    result = SteadyWriter()
+    process = subprocess.Popen(
+        [sys.executable, __file__, "steady", str(file), str(rate)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd="/",
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "started\n"
+        yield result
+        out, _ = process.communicate(timeout=60)
+        told = json.loads(out)
+        result.written = told["count"] * _BLOCK
+        result.seconds = told["seconds"]
+        result.gaps = [(begin, end) for begin, end in told["gaps"]]
+    finally:
+        process.kill()
+        process.communicate()
+
+
 if __name__ == "__main__":
-    write(Path(sys.argv[1]), pause=float(sys.argv[2]))
+    if sys.argv[1] == "steady":
+        write_steadily(Path(sys.argv[2]), rate=float(sys.argv[3]))
+    else:
+        write(Path(sys.argv[1]), pause=float(sys.argv[2]))
