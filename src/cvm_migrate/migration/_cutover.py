@@ -114,6 +114,7 @@ class Cutover:
                         remedy="Call cutover() again, with a longer freeze_limit if the source can bear it",
                     ) from error
                 # The pass compares while everything runs; then only a little is left.
+                job.doubt_tracker()
                 last = job.one_pass("delta")
                 continue
             return self._conclude(outcome, predicted)
@@ -281,17 +282,44 @@ class Cutover:
         outcome.tallies = [Tally(work.disk) for work in job.works]
         refused = job.disks_of(outcome.frozen.refused)
         job.unfreezable |= refused
+        doubts: dict[int, str] = {}
+        try:
+            self._catch_up(outcome, number, cancel, refused, doubts)
+        finally:
+            for work in job.works:
+                work.suspect = work.suspect or doubts.get(work.disk)
+        if self._hooks.on_proven is not None:
+            self._hooks.on_proven()
+
+    def _catch_up(
+        self,
+        outcome: _Outcome,
+        number: int,
+        cancel: CancelToken,
+        refused: set[int],
+        doubts: dict[int, str],
+    ) -> None:
+        """Collect, compare where the tracker does not vouch, send, read back, until nothing is left.
+
+        A disk is compared as a whole once: a tracker that is lost for good would have it done again and again.
+        What it says after that goes into *doubts*, for the next pass after the freeze.
+        """
+        job = self._job
+        compared: set[int] = set()
         for collection in range(_COLLECTIONS):
             for work, tally in zip(job.works, outcome.tallies, strict=True):
                 if collection == 0 or job.tracked:
                     job.passes.collect(work, tally)
                     work.deferred = ExtentMap()
                     work.hot.sent()
+                    if work.disk in compared and work.suspect is not None:
+                        doubts[work.disk], work.suspect = work.suspect, None
                 if collection == 0 and (job.options.prove == "frozen" or work.disk in refused):
                     work.suspect = work.suspect or "compared as a whole in the freeze"
             if collection and not any(work.pending or work.unsure for work in job.works):
                 break
             self._check_comparison(outcome)
+            compared |= {work.disk for work in job.works if work.suspect is not None}
             for work, tally in zip(job.works, outcome.tallies, strict=True):
                 before = tally.compared, tally.changed
                 job.passes.settle(work, tally, number=number, cancel=cancel)
@@ -301,8 +329,6 @@ class Cutover:
                 break
         else:
             self._still_written(outcome, refused)
-        if self._hooks.on_proven is not None:
-            self._hooks.on_proven()
 
     def _check_comparison(self, outcome: _Outcome) -> None:
         """Refuse to compare for longer than the freeze will last."""

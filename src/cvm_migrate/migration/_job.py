@@ -310,6 +310,10 @@ class Job:
         self._revive_tracker(tallies)
         return tallies
 
+    def doubt_tracker(self) -> None:
+        """Count that the tracker was not certain in a freeze: if it is not in the next pass, it is started anew."""
+        self._doubts = max(self._doubts, _REVIVE_AFTER - 1)
+
     def _revive_tracker(self, tallies: Sequence[Tally]) -> None:
         """Start the tracker anew if it was uncertain twice running: it may be dead, and then stays so."""
         if not self.tracked or all(tally.certain for tally in tallies):
