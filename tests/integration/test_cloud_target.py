@@ -646,8 +646,45 @@ def test_waiting_because_of_someone_else_is_a_blocker_unless_it_may_be_taken_ove
     assert "console" in found(instance(simulated, console).check(), Severity.BLOCKER)[0]
 
 
+ACCEPT = {"Protocol": "TCP", "Port": "22", "CidrBlock": "203.0.113.0/24", "Action": "ACCEPT"}
+DROP = {"Protocol": "ALL", "Port": "all", "CidrBlock": "0.0.0.0/0", "Action": "DROP"}
+
+
+@pytest.mark.parametrize(
+    ("ingress", "severity"),
+    [
+        ([], Severity.BLOCKER),
+        ([DROP, ACCEPT], Severity.BLOCKER),
+        ([{**ACCEPT, "Port": "80"}, DROP], Severity.BLOCKER),
+        ([ACCEPT, DROP], Severity.WARNING),
+        ([{**ACCEPT, "CidrBlock": "0.0.0.0/0"}, DROP], None),
+    ],
+)
+def test_an_instance_nobody_can_log_in_to_is_refused_before_its_system_is_stopped(
+    simulated: TencentCloud, ingress: list[dict[str, Any]], severity: Severity | None
+) -> None:
+    made = add(simulated, security_groups=[simulated.add_security_group(ingress=ingress)])
+    target = RescueTarget(instance(simulated, made), {}, wish=WISH)
+
+    findings = [finding for finding in target.check() if "(SSH)" in finding.title]
+    if severity is Severity.BLOCKER:
+        with pytest.raises(InstanceStateError, match="SSH") as caught:
+            target.before_prepare()
+        assert "Allow TCP 22" in str(caught.value.remedy)
+        assert all(request.action.startswith("Describe") for request in simulated.requests)
+    else:
+        target.before_prepare()
+
+    assert [finding.severity for finding in findings] == [severity] * bool(severity)
+    assert made.state == ("RUNNING" if severity is Severity.BLOCKER else "RESCUE_MODE")
+
+
 def test_a_port_that_is_closed_and_may_not_be_opened_is_a_warning(simulated: TencentCloud) -> None:
-    made = add(simulated, security_groups=[simulated.add_security_group()], public_address=None)
+    made = add(
+        simulated,
+        security_groups=[simulated.add_security_group(ingress=[ACCEPT])],
+        public_address=None,
+    )
 
     warnings = found(
         instance(simulated, made).check(

@@ -9,7 +9,13 @@ import attrs
 
 from cvm_migrate.cloud._calls import InstanceCalls
 from cvm_migrate.cloud._facts import InstanceFacts
-from cvm_migrate.cloud._security_groups import MY_PUBLIC_IP, SecurityGroups, evaluate, parse_source
+from cvm_migrate.cloud._security_groups import (
+    MY_PUBLIC_IP,
+    SecurityGroupRule,
+    SecurityGroups,
+    evaluate,
+    parse_source,
+)
 from cvm_migrate.cloud._snapshots import Snapshots
 from cvm_migrate.cloud._states import STATES, Call, InstanceState, StateKind, transition
 from cvm_migrate.deadline import CancelToken, Deadline
@@ -299,17 +305,15 @@ def _rules(
         rules = SecurityGroups(instance).rules(facts.security_groups, deadline=deadline)
     except CvmMigrateError as error:
         return [_from_error(error)]
-    found: list[Finding] = []
-    ports: list[tuple[int, str, str | None]] = [(22, "SSH", None)]
+    found = check_login(facts, rules)
     if wish.data_port is not None:
-        ports.append((wish.data_port, "the data", wish.source))
-    for port, what, source in ports:
+        port, source = wish.data_port, wish.source
         verdict = evaluate(rules, port, source)
         if verdict.allowed:
-            continue
+            return found
         evidence = "no rule allows it" if verdict.rule is None else str(verdict.rule)
         who = "everyone" if source is None else source
-        if port == wish.data_port and wish.open_port and wish.source is not None:
+        if wish.open_port and source is not None:
             found.append(
                 Finding(
                     Severity.INFO,
@@ -321,12 +325,31 @@ def _rules(
             found.append(
                 Finding(
                     Severity.WARNING,
-                    f"Port {port} ({what}) is not open for {who}",
+                    f"Port {port} (the data) is not open for {who}",
                     evidence,
                     f"Allow TCP {port} from the machine that connects, in {facts.security_groups[0]}",
                 )
             )
     return found
+
+
+def check_login(facts: InstanceFacts, rules: Sequence[SecurityGroupRule]) -> list[Finding]:
+    """Return what the rules of its security groups have against logging in to its rescue system."""
+    port = 22
+    verdict = evaluate(rules, port, None)
+    if verdict.allowed or not facts.security_groups:
+        return []
+    evidence = "no rule allows it" if verdict.rule is None else str(verdict.rule)
+    remedy = f"Allow TCP {port} from the machine that connects, in {facts.security_groups[0]}"
+    if verdict.allowed is None:
+        title = f"Port {port} (SSH) is not open for everyone"
+        return [Finding(Severity.WARNING, title, evidence, remedy)]
+    other = facts.login_port
+    if other not in {None, port} and evaluate(rules, int(other or 0), None).allowed is not False:
+        title = f"Port {port} (SSH) is closed, the instance's own login port {other} is not"
+        return [Finding(Severity.WARNING, title, evidence, remedy)]
+    title = f"Port {port} (SSH) is closed for everyone: the rescue system could not be reached"
+    return [Finding(Severity.BLOCKER, title, evidence, remedy)]
 
 
 def _snapshots(

@@ -35,6 +35,7 @@ class SecurityGroupRule:
         port: ``all``, a port, a range ``8000-8010``, or several with commas.
         source: An address or network; ``None`` for a rule about a template or another group.
         opaque: Whether it names a template or a group, which cannot be looked into here.
+        service: Whether a template says which ports it is about.
     """
 
     group_id: str
@@ -45,6 +46,7 @@ class SecurityGroupRule:
     action: str
     description: str
     opaque: bool
+    service: bool = False
 
     @classmethod
     def from_wire(cls, group_id: str, rule: JsonObject) -> SecurityGroupRule:
@@ -61,10 +63,14 @@ class SecurityGroupRule:
             str(rule.get("Action") or "DROP").upper(),
             str(rule.get("PolicyDescription") or ""),
             bool(templates) or bool(rule.get("SecurityGroupId")),
+            any(service.values()),
         )
 
     def covers_port(self, port: int) -> bool:
-        """Whether it is about TCP on that port."""
+        """Whether it is about TCP on that port, or may be."""
+        if self.service:
+            # The template names protocol and ports; perhaps these.
+            return True
         if self.protocol not in {"TCP", "ALL"}:
             return False
         if self.port == "all":
@@ -124,12 +130,10 @@ def evaluate(rules: Sequence[SecurityGroupRule], port: int, source: str | None) 
     """
     network = None if source in {None, MY_PUBLIC_IP} else parse_source(str(source))
     for rule in rules:
-        if rule.opaque:
-            if rule.protocol in {"TCP", "ALL"}:
-                return Verdict(None, rule)
-            continue
         if not rule.covers_port(port):
             continue
+        if rule.opaque:
+            return Verdict(None, rule)
         if rule.covers(network, wholly=True):
             return Verdict(rule.action == "ACCEPT", rule)
         if rule.covers(network, wholly=False) and (network is None or rule.action == "DROP"):

@@ -14,15 +14,20 @@ from typing import Final, Literal
 
 import attrs
 
-from cvm_migrate.cloud._checks import TargetWish, check_facts, check_instance
+from cvm_migrate.cloud._checks import TargetWish, check_facts, check_instance, check_login
 from cvm_migrate.cloud._facts import InstanceFacts
 from cvm_migrate.cloud._instance import CvmInstance, InstanceHealth, RescueAccess
 from cvm_migrate.cloud._ledger import LedgerStatus, MigrationLedger
-from cvm_migrate.cloud._security_groups import SecurityGroups
+from cvm_migrate.cloud._security_groups import SecurityGroupRule, SecurityGroups
 from cvm_migrate.cloud._snapshots import DiskSnapshot, Snapshots
 from cvm_migrate.cloud._states import InstanceState
 from cvm_migrate.deadline import CancelToken, Deadline
-from cvm_migrate.errors import CvmMigrateError, InstanceStateError, StepOrderError
+from cvm_migrate.errors import (
+    CvmMigrateError,
+    InstanceStateError,
+    PermissionDeniedError,
+    StepOrderError,
+)
 from cvm_migrate.model import Finding, Severity
 
 _log: Final = logging.getLogger("cvm_migrate.cloud")
@@ -106,6 +111,8 @@ class RescueTarget:
         renew = self._wish.take_over or _ENTERED in self._notes
         if _ENTERED not in self._notes:
             self._refuse(check_facts(facts, self._wish))
+            # Once it is in rescue mode, its own system is off: a door that is closed has to show before that.
+            self._refuse(check_login(facts, self._rules(facts, deadline, cancel)))
         if _TAG not in self._notes:
             self._notes[_TAG] = secrets.token_hex(6)
         if _WAS not in self._notes:
@@ -295,6 +302,17 @@ class RescueTarget:
         except CvmMigrateError as error:
             # No migration fails for a line in a list.
             _log.warning("the migration could not be entered in the list: %s", error)
+
+    def _rules(
+        self, facts: InstanceFacts, deadline: Deadline | None, cancel: CancelToken | None
+    ) -> Sequence[SecurityGroupRule]:
+        try:
+            return self._groups.rules(facts.security_groups, deadline=deadline, cancel=cancel)
+        except PermissionDeniedError:
+            # Who makes no rule needs no rights for rules.
+            if self._wish.open_port:
+                raise
+            return ()
 
     def _refuse_live(self, facts: InstanceFacts) -> None:
         """A server that has begun to work on the copy is never stopped or overwritten."""

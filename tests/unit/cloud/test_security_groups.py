@@ -62,6 +62,19 @@ DROP = {"Action": "DROP"}
         ([{"SecurityGroupId": "sg-2", "Protocol": "TCP"}], "1.2.3.4", None),
         ([rule(), {"SecurityGroupId": "sg-2"}], "1.2.3.4", True),
         ([{"SecurityGroupId": "sg-2", "Protocol": "UDP"}, rule()], "1.2.3.4", True),
+        # But what they say of the port counts.
+        (
+            [{"AddressTemplate": {"AddressId": "ipm-1"}, "Protocol": "TCP", "Port": "22"}, rule()],
+            "1.2.3.4",
+            True,
+        ),
+        ([{"SecurityGroupId": "sg-2", "Protocol": "TCP", "Port": "22"}], "1.2.3.4", False),
+        # A template of services says it itself.
+        (
+            [{"ServiceTemplate": {"ServiceId": "ppm-1"}, "CidrBlock": "0.0.0.0/0"}, rule()],
+            "1.2.3.4",
+            None,
+        ),
         ([rule(AddressTemplate={"AddressId": "", "AddressGroupId": ""})], "1.2.3.4", True),
     ],
 )
