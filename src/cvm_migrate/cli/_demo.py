@@ -17,6 +17,7 @@ from pathlib import Path
 import attrs
 
 from cvm_migrate.cloud import CloudEndpoint, CvmInstance, StaticCredentials
+from cvm_migrate.errors import InvalidRequestError
 from cvm_migrate.events import Observer
 from cvm_migrate.migration import (
     CvmTarget,
@@ -28,9 +29,13 @@ from cvm_migrate.migration import (
     Result,
 )
 from cvm_migrate.testing import BusyDisk, Proof, TencentCloud, prove_copy
-from cvm_migrate.units import KiB, format_size
+from cvm_migrate.units import KiB, MiB, TiB, format_size
 
 _DOWNTIME = 1.0
+_SECTOR = 512
+_SMALLEST = 64 * MiB
+# A PC partition table ends there.
+_LARGEST = 1 * TiB
 
 
 @attrs.frozen
@@ -94,7 +99,15 @@ def demo(*, size: int, observer: Observer, without_root: bool = False) -> DemoRe
         size: Bytes of the disk.
         observer: Sees the migration's events.
         without_root: Do what a caller without root can do.
+
+    Raises:
+        InvalidRequestError: No disk of that size can be shown.
     """
+    if not _SMALLEST <= size <= _LARGEST or size % _SECTOR:
+        raise InvalidRequestError(
+            f"a disk of {size} bytes cannot be shown",
+            remedy=f"Give a multiple of {_SECTOR} from {format_size(_SMALLEST)} to {format_size(_LARGEST)}",
+        )
     with tempfile.TemporaryDirectory(prefix="cvm-migrate-demo-") as name:
         folder = Path(name)
         if without_root or not _is_root():

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import io
 import json
+import os
 import signal
 import sys
+import traceback
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Final, NoReturn
 
 import attrs
 
@@ -20,7 +23,7 @@ from cvm_migrate.cli._demo import demo
 from cvm_migrate.cli._exit_codes import ExitCode, exit_code
 from cvm_migrate.cli._fleet import FleetDisplay, fleet
 from cvm_migrate.cli._progress import ProgressDisplay
-from cvm_migrate.errors import CvmMigrateError, InvalidRequestError
+from cvm_migrate.errors import CancelledError, CvmMigrateError, DefectError, InvalidRequestError
 from cvm_migrate.events import Event, Observer
 from cvm_migrate.migration import (
     Endpoint,
@@ -33,6 +36,10 @@ from cvm_migrate.migration import (
 )
 from cvm_migrate.units import parse_size
 
+_INTERRUPTED: Final = CancelledError(
+    "interrupted", remedy="Repeat the same command to continue from the checkpoint"
+)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -43,28 +50,88 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code (``docs/reference/command-line.md``).
     """
-    parsed = _parser().parse_args(arguments)
+    _complete_streams()
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        parsed = _parser().parse_args(words)
+    except _UsageError as error:
+        # What was asked for is not known yet, as the words could not be read.
+        return _fail(error, as_json="--json" in words)
     display = ProgressDisplay(sys.stderr)
     with _interruptible():
         try:
             result, code = _COMMANDS[parsed.command](parsed, _nothing if parsed.quiet else display)
         except CvmMigrateError as error:
             display.close()
-            _print_error(error, as_json=parsed.json)
-            return exit_code(error)
+            return _fail(error, as_json=parsed.json)
         except KeyboardInterrupt:
             display.close()
-            print(
-                "interrupted; repeat the same command to continue from the checkpoint",
-                file=sys.stderr,
-            )
+            _print_error(_INTERRUPTED, as_json=parsed.json)
             return ExitCode.INTERRUPTED
+        except Exception as error:  # noqa: BLE001 - whoever reads the output learns of a defect too
+            display.close()
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
+            return _fail(_defect(error), as_json=parsed.json)
     display.close()
-    with contextlib.suppress(OSError):
-        # Whoever read the output may have gone; the work is done all the same.
+    try:
         print(json.dumps(result.to_dict(), indent=2) if parsed.json else result.to_text())
         sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has gone; the work is done all the same.
+        pass
+    except OSError as error:
+        _say(f"cvm-migrate: all is done, but the result could not be written: {error}")
     return code
+
+
+class _UsageError(InvalidRequestError):
+    """The words of the command line are wrong."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises what is wrong instead of ending the process, so that it can be a document too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise it."""
+        raise _UsageError(message, remedy=f"See {self.prog} --help")
+
+
+def _fail(error: CvmMigrateError, *, as_json: bool) -> ExitCode:
+    _print_error(error, as_json=as_json)
+    return exit_code(error)
+
+
+def _defect(error: Exception) -> DefectError:
+    return DefectError(
+        f"{type(error).__name__}: {error}",
+        remedy="This is a bug of cvm_migrate: report it with the lines above",
+    )
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _complete_streams() -> None:
+    """Have standard streams that can be written to.
+
+    A closed descriptor 0, 1 or 2 would be given to the next file that is opened, such as the checkpoint. And names
+    of files that the terminal's encoding lacks must not end the program.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # The lowest free descriptor is this one; children have it too.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # noqa: FBT003 - its only argument
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for as long as the process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _nothing(event: Event) -> None:
@@ -95,20 +162,25 @@ def _interruptible() -> Generator[None]:
 
 
 def _print_error(error: CvmMigrateError, *, as_json: bool) -> None:
-    with contextlib.suppress(OSError):
-        if as_json:
-            facts = {
-                "type": type(error).__name__,
-                "message": error.message,
-                "remedy": error.remedy,
-                "device": error.device,
-                "offset": error.offset,
-                "length": error.length,
-                "errno": error.errno,
-                "code": error.code,
-            }
+    if as_json:
+        facts = {
+            "type": "InvalidRequestError"
+            if isinstance(error, _UsageError)
+            else type(error).__name__,
+            "message": error.message,
+            "remedy": error.remedy,
+            "device": error.device,
+            "offset": error.offset,
+            "length": error.length,
+            "errno": error.errno,
+            "seconds": error.seconds,
+            "code": error.code,
+            "action": error.action,
+            "request_id": error.request_id,
+        }
+        with contextlib.suppress(OSError):
             print(json.dumps({"error": facts}, indent=2), flush=True)
-        print(f"cvm-migrate: {error}", file=sys.stderr, flush=True)
+    _say(f"cvm-migrate: {error}")
 
 
 def _size(text: str) -> int:
@@ -118,8 +190,15 @@ def _size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _folder(text: str) -> Path:
+    # An empty variable of a script would be the current folder.
+    if not text:
+        raise argparse.ArgumentTypeError("the name of the folder is empty")
+    return Path(text)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="cvm-migrate",
         description="Moves a running server onto a Tencent Cloud CVM without stopping its services.",
         allow_abbrev=False,
@@ -127,16 +206,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"cvm-migrate {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    output = argparse.ArgumentParser(add_help=False)
+    output = _Parser(add_help=False)
     output.add_argument("--json", action="store_true", help="one JSON document on standard output")
     output.add_argument("--quiet", action="store_true", help="no progress")
 
-    ends = argparse.ArgumentParser(add_help=False)
+    ends = _Parser(add_help=False)
     ends.add_argument("--source", required=True, metavar="ENDPOINT", help="local:/dev/sdb, ...")
     ends.add_argument("--target", required=True, metavar="ENDPOINT")
 
-    how = argparse.ArgumentParser(add_help=False)
-    how.add_argument("--state", type=Path, metavar="DIR", help="where the checkpoint lies")
+    how = _Parser(add_help=False)
+    how.add_argument("--state", type=_folder, metavar="DIR", help="where the checkpoint lies")
     how.add_argument("--max-downtime", type=float, metavar="SECONDS")
     how.add_argument("--freeze-limit", type=float, metavar="SECONDS")
     how.add_argument("--bandwidth", type=_size, metavar="RATE", help="bytes a second, as 50M")
@@ -166,7 +245,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("abort", parents=[ends, how, output], help="give up, put the target back")
     many = commands.add_parser("fleet", parents=[output], help="all migrations of a plan file")
     many.add_argument("plans", type=Path, metavar="PLANFILE", help="TOML or JSON")
-    many.add_argument("--state", type=Path, metavar="DIR", help="where all checkpoints lie")
+    many.add_argument("--state", type=_folder, metavar="DIR", help="where all checkpoints lie")
     many.add_argument("--workers", type=int, default=4, metavar="N", help="at the same time")
     many.add_argument("--report", type=Path, metavar="FILE", help="write the report as HTML")
     many.add_argument("--dry-run", action="store_true", help="check all, stop")
