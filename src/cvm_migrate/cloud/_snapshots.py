@@ -31,14 +31,25 @@ SNAPSHOT_SECONDS: Final = 4 * 3600.0
 # Roll-backs begin some time after the call: a disk counts as back after so many quiet looks.
 _QUIET_LOOKS: Final = 2
 
+# States of a disk that end by themselves.
+_MOVING: Final = frozenset({"ATTACHING", "DETACHING", "ROLLBACKING", "EXPANDING"})
+
 
 @attrs.frozen
 class DiskSnapshot:
-    """A snapshot of one disk."""
+    """A snapshot of one disk.
+
+    Attributes:
+        snapshot_id: ``snap-...``.
+        disk_id: Of which disk.
+        name: What it is called in the console.
+        until: When the cloud deletes it by itself, in ISO 8601; empty where that is not known.
+    """
 
     snapshot_id: str
     disk_id: str
     name: str
+    until: str = attrs.field(default="", eq=False)
 
 
 class Snapshots:
@@ -219,7 +230,8 @@ class Snapshots:
             for snapshot in page:
                 state = snapshot.get("SnapshotState")
                 if snapshot.get("SnapshotName") == name and state != "TORECYCLE":
-                    return DiskSnapshot(str(snapshot["SnapshotId"]), disk_id, name)
+                    until = str(snapshot.get("DeadlineTime") or "")
+                    return DiskSnapshot(str(snapshot["SnapshotId"]), disk_id, name, until)
             offset += len(page)
             if not page or offset >= int(answer.get("TotalCount") or 0):
                 return None
@@ -241,16 +253,15 @@ class Snapshots:
             made = self._find(disk_id, name, deadline, cancel)
             return None if made is None else {"SnapshotId": made.snapshot_id}
 
+        text = until.isoformat(timespec="seconds")
         answer = self._instance.change(
-            lambda: self._instance.client.create_snapshot(
-                disk_id, name, until.isoformat(timespec="seconds")
-            ),
+            lambda: self._instance.client.create_snapshot(disk_id, name, text),
             doing=f"making a snapshot of {disk_id}",
             look=look,
             deadline=deadline,
             cancel=cancel,
         )
-        return DiskSnapshot(str(answer["SnapshotId"]), disk_id, name)
+        return DiskSnapshot(str(answer["SnapshotId"]), disk_id, name, text)
 
     def _wait_done(
         self, snapshot: DiskSnapshot, deadline: Deadline, cancel: CancelToken | None
@@ -306,17 +317,14 @@ class Snapshots:
 
     def _detach(self, disk_id: str, deadline: Deadline, cancel: CancelToken | None) -> None:
         instance = self._instance
-
-        def state() -> str:
-            return str(self._disks([disk_id], deadline, cancel).get(disk_id, {}).get("DiskState"))
-
+        state = self._settled(disk_id, deadline, cancel)
         if state() == "UNATTACHED":
             return
         instance.change(
             lambda: instance.client.detach_disks(instance.instance_id, [disk_id]),
             doing=f"detaching {disk_id}",
-            look=lambda: {} if state() in {"DETACHING", "UNATTACHED"} else None,
-            settled=lambda _error: {} if state() in {"DETACHING", "UNATTACHED"} else None,
+            look=lambda: {} if state() == "UNATTACHED" else None,
+            settled=lambda _error: {} if state() == "UNATTACHED" else None,
             deadline=deadline,
             cancel=cancel,
         )
@@ -325,19 +333,31 @@ class Snapshots:
 
     def _attach(self, disk_id: str, deadline: Deadline, cancel: CancelToken | None) -> None:
         instance = self._instance
-
-        def state() -> str:
-            return str(self._disks([disk_id], deadline, cancel).get(disk_id, {}).get("DiskState"))
-
+        state = self._settled(disk_id, deadline, cancel)
         if state() == "ATTACHED":
             return
         instance.change(
             lambda: instance.client.attach_disks(instance.instance_id, [disk_id]),
             doing=f"attaching {disk_id} again",
-            look=lambda: {} if state() in {"ATTACHING", "ATTACHED"} else None,
-            settled=lambda _error: {} if state() in {"ATTACHING", "ATTACHED"} else None,
+            look=lambda: {} if state() == "ATTACHED" else None,
+            settled=lambda _error: {} if state() == "ATTACHED" else None,
             deadline=deadline,
             cancel=cancel,
         )
         while state() != "ATTACHED":
             instance.pause(f"attaching {disk_id} again", deadline, cancel)
+
+    def _settled(
+        self, disk_id: str, deadline: Deadline, cancel: CancelToken | None
+    ) -> Callable[[], str]:
+        """Return what tells a disk's state, once it is none that ends by itself: an earlier call may be under way."""
+
+        def settled() -> str:
+            while True:
+                disk = self._disks([disk_id], deadline, cancel).get(disk_id, {})
+                state = str(disk.get("DiskState"))
+                if state not in _MOVING:
+                    return state
+                self._instance.pause(f"waiting while {disk_id} is {state}", deadline, cancel)
+
+        return settled
