@@ -12,7 +12,9 @@ from cvm_migrate.model import (
     FreezeResult,
     HostFacts,
     Listening,
+    Measured,
     OpenDisk,
+    Reach,
     ReadBack,
     Streamed,
     ThawResult,
@@ -114,6 +116,10 @@ class Agent(Protocol):
         """Return whether something is frozen."""
         ...
 
+    def reach(self, host: str, port: int, *, timeout: float) -> Reach:
+        """Connect to a port once, send nothing, and return what came of it within *timeout* seconds."""
+        ...
+
     def receive(
         self,
         disks: Mapping[int, OpenDisk],
@@ -124,7 +130,7 @@ class Agent(Protocol):
         session: str,
         streams: int,
     ) -> Listening:
-        """Start a receiving pump that listens for the peer of this migration."""
+        """Start a receiving pump that listens for the peer of this migration; without disks it can be measured only."""
         ...
 
     def connect(
@@ -158,6 +164,17 @@ class Agent(Protocol):
         cancel: CancelToken | None = None,
     ) -> Streamed:
         """Send ranges of a disk; what it returns for is on the target's disk."""
+        ...
+
+    def measure(
+        self,
+        pump: int,
+        *,
+        seconds: float,
+        bandwidth: int | None = None,
+        cancel: CancelToken | None = None,
+    ) -> Measured:
+        """Send noise through a sending pump for some time, and return what the path carried."""
         ...
 
     def pace(self, pump: int, *, bandwidth: int | None, read_limit: int | None) -> None:

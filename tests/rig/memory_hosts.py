@@ -31,8 +31,10 @@ from cvm_migrate.model import (
     FreezeResult,
     HostFacts,
     Listening,
+    Measured,
     MountFacts,
     OpenDisk,
+    Reach,
     ReadBack,
     Streamed,
     ThawResult,
@@ -333,6 +335,13 @@ class MemoryAgent:
         self.world.frozen = False
         self._lost = True
 
+    def reach(self, host: str, port: int, *, timeout: float) -> Reach:
+        del host, timeout
+        self._call("reach")
+        peer = self.world.agents["target"]
+        here = peer is not None and peer.alive and port in peer.pumps
+        return Reach("open" if here else "refused", 0.001, "memory", None, 1500, 1448)
+
     def receive(
         self,
         disks: Mapping[int, OpenDisk],
@@ -413,6 +422,20 @@ class MemoryAgent:
         if world.always_flips or chance > 100 - world.faults / 2:
             world.log.append(f"a bit flips at {offset}")
             world.target[disk][offset] ^= 1
+
+    def measure(
+        self,
+        pump: int,
+        *,
+        seconds: float,
+        bandwidth: int | None = None,
+        cancel: CancelToken | None = None,
+    ) -> Measured:
+        del seconds, bandwidth, cancel
+        self._call("measure")
+        if not self.peers[pump].alive:
+            raise ConnectionLostError("the target is gone")
+        return Measured(1 << 30, 1.0, float(1 << 30), 0.001, 1500, 1448, "TLSv1.3", "memory")
 
     def pace(self, pump: int, *, bandwidth: int | None, read_limit: int | None) -> None:
         raise NotImplementedError

@@ -28,6 +28,7 @@ from cvm_migrate.agent import (
     facts,
     freezing,
     names,
+    reach,
     watchdog,
     wire,
     writing_out,
@@ -301,6 +302,7 @@ def _verbs():
     verbs = {}  # type: Dict[str, Verb]
     for more in (
         facts.VERBS,
+        reach.VERBS,
         disks.VERBS,
         digesting.VERBS,
         tracking_verbs.VERBS,

@@ -104,6 +104,53 @@ class Listening:
 
 
 @attrs.frozen
+class Reach:
+    """Whether a port could be reached from an agent's host.
+
+    Attributes:
+        outcome: ``open``; ``refused``: the way is there, and nobody listens; ``timeout``; ``unreachable``: the system
+            or a router said so; ``unknown-name``.
+        seconds: Until that was known; for the first two about one round trip.
+        address: The one that was tried; ``None`` for an unknown name.
+        message: What the system said; ``None`` where it is open.
+        mtu: Of the path, as far as the system knows it.
+        mss: Bytes of a segment, likewise.
+    """
+
+    outcome: str
+    seconds: float
+    address: str | None
+    message: str | None
+    mtu: int | None
+    mss: int | None
+
+
+@attrs.frozen
+class Measured:
+    """What a path between two pumps can carry.
+
+    Attributes:
+        bytes: That came to the other end.
+        seconds: From the first byte to the last confirmation.
+        rate: Bytes per second, once connections had picked up speed.
+        rtt: Round trip in seconds.
+        mtu: Of the path, as far as the source's system knows it.
+        mss: Bytes of a segment, likewise.
+        tls_version: Of the connections, such as ``TLSv1.3``.
+        cipher: Likewise.
+    """
+
+    bytes: int
+    seconds: float
+    rate: float
+    rtt: float
+    mtu: int | None
+    mss: int | None
+    tls_version: str | None
+    cipher: str | None
+
+
+@attrs.frozen
 class Streamed:
     """What a stream did. It is on the target's disk.
 

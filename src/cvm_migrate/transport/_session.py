@@ -15,7 +15,9 @@ from cvm_migrate.model import (
     FreezeResult,
     HostFacts,
     Listening,
+    Measured,
     OpenDisk,
+    Reach,
     ReadBack,
     Streamed,
     ThawResult,
@@ -343,6 +345,24 @@ class AgentSession:
         """Whether what was frozen still is."""
         return bool(self._ask("frozen").value("frozen"))
 
+    def reach(self, host: str, port: int, *, timeout: float) -> Reach:
+        """Connect to a port once from the agent's host, and send nothing.
+
+        Args:
+            host: A name or an address.
+            port: Its port.
+            timeout: Seconds, from 0.1 to 60, that it may take; finding the addresses of a name may take longer.
+        """
+        answer = self._ask("reach", host=host, port=port, timeout=timeout)
+        return Reach(
+            outcome=answer.text("outcome"),
+            seconds=answer.seconds("seconds"),
+            address=answer.maybe_text("address"),
+            message=answer.maybe_text("message"),
+            mtu=answer.maybe_number("mtu"),
+            mss=answer.maybe_number("mss"),
+        )
+
     def receive(
         self,
         disks: Mapping[int, OpenDisk],
@@ -471,6 +491,40 @@ class AgentSession:
             done = _sum(before, answer, last=True)
         return done
 
+    def measure(
+        self,
+        pump: int,
+        *,
+        seconds: float,
+        bandwidth: int | None = None,
+        cancel: CancelToken | None = None,
+    ) -> Measured:
+        """Send noise over all connections of a pump, which its receiver throws away.
+
+        Args:
+            pump: Number of the sending pump.
+            seconds: How long, from 0.1 to 10; a slow path takes a little longer to confirm it.
+            bandwidth: Bytes per second on the wire; ``None``: no limit.
+            cancel: Ends it.
+
+        Raises:
+            ConnectionLostError: Nothing came through.
+            CancelledError: *cancel* was set.
+        """
+        answer = self._ask(
+            "measure", cancel=cancel, pump=pump, seconds=seconds, bandwidth=bandwidth
+        )
+        return Measured(
+            bytes=answer.number("bytes"),
+            seconds=answer.seconds("seconds"),
+            rate=answer.seconds("rate"),
+            rtt=answer.seconds("rtt"),
+            mtu=answer.maybe_number("mtu"),
+            mss=answer.maybe_number("mss"),
+            tls_version=answer.maybe_text("tls_version"),
+            cipher=answer.maybe_text("cipher"),
+        )
+
     def pace(self, pump: int, *, bandwidth: int | None, read_limit: int | None) -> None:
         """Change the limits of a stream that runs, in bytes per second."""
         self._ask("pace", pump=pump, bandwidth=bandwidth, read_limit=read_limit)
@@ -554,6 +608,10 @@ class Fields:
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise self._wrong(name)
         return value
+
+    def maybe_number(self, name: str) -> int | None:
+        """Return a whole number that is not negative, or ``None``."""
+        return None if self.value(name) is None else self.number(name)
 
     def seconds(self, name: str) -> float:
         """Return a duration."""

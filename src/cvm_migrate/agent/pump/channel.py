@@ -13,6 +13,7 @@ import select
 import socket
 import ssl
 
+from cvm_migrate.agent import reach
 from cvm_migrate.agent.clock import monotonic
 from cvm_migrate.agent.pump import frames
 from cvm_migrate.agent.pump.tls import Cut, is_end
@@ -263,7 +264,7 @@ class Channel(object):
         if len(self._inbox) < start:
             return None
         header = frames.decode_header(bytes(self._inbox[:start]), from_sender)
-        if header.kind == frames.DATA:
+        if header.kind in (frames.DATA, frames.PROBE):
             raise frames.FrameError("a chunk before it may come")
         if len(self._inbox) < start + header.size:
             return None
@@ -292,6 +293,11 @@ class Channel(object):
                 if error.args[0] != errno.EINTR:
                     raise
         self._waker.sleeping = False
+
+    def path(self):
+        # type: () -> Tuple[Optional[int], Optional[int]]
+        """Return the path's MTU and the segment size, None for what the system does not know; from any thread."""
+        return reach.path_facts(self._secure)
 
     # -- the end
 

@@ -23,6 +23,7 @@ FAILED = 7
 FLUSH = 8
 FLUSHED = 9
 ALIVE = 10
+PROBE = 11
 
 RAW = 0
 ZLIB = 1
@@ -38,8 +39,9 @@ _MAX_OFFSET = (1 << 63) - 1
 HEADER = struct.Struct(">BBHIQQQ32s")
 _NO_DIGEST = b"\0" * 32
 
-_FROM_SENDER = frozenset((HELLO, DATA, ZERO, FLUSH, ALIVE))
+_FROM_SENDER = frozenset((HELLO, DATA, ZERO, FLUSH, ALIVE, PROBE))
 _FROM_RECEIVER = frozenset((WELCOME, REFUSED, ACK, FAILED, FLUSHED, ALIVE))
+_WITH_BYTES = frozenset((DATA, PROBE))
 _WITH_JSON = frozenset((HELLO, WELCOME, REFUSED, FAILED, FLUSHED))
 
 
@@ -108,11 +110,18 @@ def decode_header(data, from_sender):
             raise FrameError(
                 "a chunk of %d bytes arrives as %d bytes" % (header.length, header.size)
             )
+    elif kind == PROBE:
+        if not 1 <= header.length <= MAX_CHUNK or header.size != header.length:
+            raise FrameError(
+                "a probe of %d bytes arrives as %d bytes" % (header.length, header.size)
+            )
+        if header.disk or header.offset:
+            raise FrameError("a probe that names a place")
     elif kind == ZERO and not 1 <= header.length <= MAX_ZERO:
         raise FrameError("a range of %d zeroes" % header.length)
     if kind != DATA and header.codec:
         raise FrameError("a codec in a frame of kind %d" % kind)
-    if kind != DATA and kind not in _WITH_JSON and header.size:
+    if kind not in _WITH_BYTES and kind not in _WITH_JSON and header.size:
         raise FrameError("a frame of kind %d with a payload" % kind)
     if header.offset > _MAX_OFFSET:
         raise FrameError("an offset beyond 2**63")

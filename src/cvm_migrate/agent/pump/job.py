@@ -7,6 +7,7 @@ import sys
 import threading
 
 from cvm_migrate.agent.clock import monotonic
+from cvm_migrate.agent.pump import frames
 from cvm_migrate.agent.verbs import AgentError
 
 assert sys.platform != "win32", "pumps run on Linux"  # noqa: S101 - tells type checkers
@@ -76,6 +77,8 @@ class Job(object):
         chooser: What is compressed.
         waker: Wakes the thread that called `stream`.
     """
+
+    kind = frames.DATA
 
     def __init__(self, disk, handle, blob, chunk, chooser, waker):
         # type: (int, OpenHandle, bytes, int, Chooser, Waker) -> None

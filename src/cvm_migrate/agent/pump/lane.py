@@ -21,10 +21,13 @@ assert sys.platform != "win32", "pumps run on Linux"  # noqa: S101 - tells type 
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Deque, Dict, List, Optional, Tuple
+    from typing import Any, Deque, Dict, List, Optional, Tuple, Union
 
     from cvm_migrate.agent.pump.job import Job
+    from cvm_migrate.agent.pump.probe import Probe
     from cvm_migrate.agent.pump.sender import Sender
+
+    Work = Union[Job, Probe]
 
 _CONNECT_SECONDS = 10.0
 _FIRST_WAIT = 0.1
@@ -49,7 +52,7 @@ class Item(object):
     __slots__ = ("codec", "digest", "job", "kind", "length", "offset", "payload", "slot")
 
     def __init__(self, job, kind, offset, length):
-        # type: (Job, int, int, int) -> None
+        # type: (Work, int, int, int) -> None
         self.job = job
         self.kind = kind
         self.offset = offset
@@ -82,7 +85,7 @@ class Lane(object):
         self._cond = threading.Condition(threading.Lock())
         self._free = readers + 2
         self._slots = []  # type: List[slots.Slot]
-        self._redo = deque()  # type: Deque[Tuple[Job, int, int]]
+        self._redo = deque()  # type: Deque[Tuple[Work, int, int]]
         self._ready = deque()  # type: Deque[Item]
         self._in_flight = deque()  # type: Deque[Tuple[int, Item]]
         self._in_flight_bytes = 0
@@ -110,10 +113,16 @@ class Lane(object):
         self._waker.wake()
 
     def flush(self, job):
-        # type: (Job) -> None
+        # type: (Work) -> None
         """Have the receiver make the job's disk durable."""
         self._ready.append(Item(job, frames.FLUSH, 0, 0))
         self._waker.wake()
+
+    def path(self):
+        # type: () -> Tuple[Optional[int], Optional[int]]
+        """Return the path's MTU and the segment size, None for what is not known."""
+        with self._cond:
+            return (None, None) if self.channel is None else self.channel.path()
 
     def cut(self):
         # type: () -> None
@@ -133,13 +142,15 @@ class Lane(object):
         compressors = {}  # type: Dict[Tuple[str, int], compression.Compress]
         while True:
             job, offset, length, slot = self._next()
-            item = Item(job, frames.DATA, offset, length)
+            item = Item(job, job.kind, offset, length)
             item.slot = slot
             try:
-                self._wait_for_turn(job, length)
+                if job.kind == frames.DATA:
+                    self._wait_for_turn(job, length)
                 job.handle.pread_into(slot.buffer, offset, length, slots.DATA)
                 job.read(length)
-                self._prepare(item, slot, compressors)
+                if job.kind == frames.DATA:
+                    self._prepare(item, slot, compressors)
             except AgentError as error:
                 self._drop(item, error)
                 continue
@@ -153,7 +164,7 @@ class Lane(object):
             self._waker.wake()
 
     def _next(self):
-        # type: () -> Tuple[Job, int, int, slots.Slot]
+        # type: () -> Tuple[Work, int, int, slots.Slot]
         """Wait for a chunk to read and room for it."""
         with self._cond:
             while True:
@@ -185,7 +196,7 @@ class Lane(object):
                 self._cond.notify()
 
     def _wait_for_turn(self, job, length):
-        # type: (Job, int) -> None
+        # type: (Work, int) -> None
         while job.error is None:
             wait = self._sender.reading.take(length)
             if not wait:
@@ -520,7 +531,7 @@ class Lane(object):
             chooser.sent(item.length if raw else len(item.payload or b""), seconds)
             chooser.count(raw, item.length)
         self._in_flight.append((self._sequence, item))
-        self._in_flight_bytes += item.length if item.kind == frames.DATA else 0
+        self._in_flight_bytes += 0 if item.kind == frames.ZERO else item.length
         self._give_slot(item)
 
     def _hear(self, channel):
@@ -569,7 +580,7 @@ class Lane(object):
     def _pop(self):
         # type: () -> Item
         _, item = self._in_flight.popleft()
-        self._in_flight_bytes -= item.length if item.kind == frames.DATA else 0
+        self._in_flight_bytes -= 0 if item.kind == frames.ZERO else item.length
         return item
 
 

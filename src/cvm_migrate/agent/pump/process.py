@@ -42,6 +42,7 @@ class _Pump(object):
             "receive": self.receive,
             "connect": self.connect,
             "stream": self.stream,
+            "measure": self.measure,
             "pace": self.pace,
             "read_back": self.read_back,
             "received": self.received,
@@ -107,6 +108,16 @@ class _Pump(object):
             ),
             b"",
         )
+
+    def measure(self, context, args, blob, reply):
+        # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
+        """Send noise for some time."""
+        del context, blob
+        made = self._sending()
+        seconds = number(args, "seconds", 0.1, 10.0)
+        bandwidth = optional_integer(args, "bandwidth", 1)
+        made.sending.rate = None if bandwidth is None else float(bandwidth)
+        return made.measure(seconds, reply), b""
 
     def pace(self, context, args, blob, reply):
         # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]

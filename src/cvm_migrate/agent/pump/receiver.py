@@ -362,10 +362,10 @@ class Connection(object):
                 return False
             self._header = self._check(frames.decode_header(bytes(self._head), from_sender=True))
             self._at = 0
-            if self._header.kind == frames.DATA:
+            if self._header.kind in (frames.DATA, frames.PROBE):
                 self._slot = self._take_slot(self._header.length)
         header = self._header
-        if header.kind == frames.DATA:
+        if header.kind in (frames.DATA, frames.PROBE):
             assert self._slot is not None  # noqa: S101 - taken with the header
             self._at += self._channel.read_some(self._slot.chunk(header.size)[self._at :])
             if self._at < header.size:
@@ -390,6 +390,8 @@ class Connection(object):
             raise frames.FrameError(
                 "frame %d where %d was next" % (header.sequence, self._sequence)
             )
+        if header.kind == frames.PROBE:
+            return header
         if header.disk not in self._sizes:
             raise frames.FrameError("a frame for disk %d, which was not named" % header.disk)
         if header.kind == frames.FLUSH:
@@ -448,6 +450,8 @@ class Connection(object):
 
     def _do(self, header, slot):
         # type: (frames.Header, Optional[slots.Slot]) -> Optional[bytes]
+        if header.kind == frames.PROBE:
+            return None
         disk = self._disks[header.disk]
         if header.kind == frames.FLUSH:
             seconds = disk.flush()

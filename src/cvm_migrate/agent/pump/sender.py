@@ -10,7 +10,7 @@ import threading
 import time
 
 from cvm_migrate.agent.clock import monotonic
-from cvm_migrate.agent.pump import compression, frames, lane
+from cvm_migrate.agent.pump import compression, frames, lane, probe
 from cvm_migrate.agent.pump import job as jobs
 from cvm_migrate.agent.pump.channel import Waker
 from cvm_migrate.agent.pump.pace import Bucket
@@ -21,10 +21,12 @@ assert sys.platform != "win32", "pumps run on Linux"  # noqa: S101 - tells type 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ssl
-    from typing import Any, Dict, List, Optional, Text, Tuple
+    from typing import Any, Dict, List, Optional, Text, Tuple, Union
 
     from cvm_migrate.agent.blockio import OpenHandle
     from cvm_migrate.agent.verbs import Reply
+
+    Work = Union[jobs.Job, probe.Probe]
 
 # One key of AES-GCM is good for 2**24.5 records of 16 KiB (RFC 8446, 5.5), which is 362 GiB.
 RENEW_AFTER = 256 << 30
@@ -70,7 +72,7 @@ class Sender(object):
         self.algorithm = algorithm
         self.patience = patience
         self.renew_after = renew_after
-        self.job = None  # type: Optional[jobs.Job]
+        self.job = None  # type: Optional[Work]
         self.sending = Bucket(None, monotonic)
         self.reading = Bucket(None, monotonic)
         self.waker = Waker()
@@ -144,13 +146,17 @@ class Sender(object):
         Raises:
             AgentError: As the protocol lists them.
         """
-        while not self._busy.acquire(False):
-            reply.check()
-            time.sleep(_LOOK)
+        self._await_turn(reply)
         try:
             return self._stream(disk, blob, chunk, codec, level, reply)
         finally:
             self._busy.release()
+
+    def _await_turn(self, reply):
+        # type: (Reply) -> None
+        while not self._busy.acquire(False):
+            reply.check()
+            time.sleep(_LOOK)
 
     def _stream(self, disk, blob, chunk, codec, level, reply):
         # type: (int, bytes, int, str, int, Reply) -> Dict[str, Any]
@@ -192,6 +198,53 @@ class Sender(object):
                 self._clear(job)
             self.job = None
 
+    def measure(self, seconds, reply):
+        # type: (float, Reply) -> Dict[str, Any]
+        """Send noise over all lanes for some time; return the RESULT of `measure`.
+
+        Raises:
+            AgentError: ``connection``: nothing was confirmed; ``peer``; ``cancelled``.
+        """
+        self._await_turn(reply)
+        try:
+            return self._measure(seconds, reply)
+        finally:
+            self._busy.release()
+
+    def _measure(self, seconds, reply):
+        # type: (float, Reply) -> Dict[str, Any]
+        self._kick(self._lanes)
+        self._await_lanes(reply, monotonic() + self.patience)
+        made = probe.Probe(seconds, self.waker)
+        late = monotonic() + seconds + max(_DRAIN_SECONDS, seconds)
+        self.job = made
+        try:
+            self._kick(self._lanes)
+            self._follow(made, reply, lambda: made.settled or monotonic() > late)
+            figures = made.figures()
+            if not made.settled:
+                made.fail(AgentError("connection", "not all was confirmed"))
+            if made.error is not None and (
+                made.error.code != "connection" or not figures["bytes"]
+            ):
+                raise made.error
+            paths = [one.path() for one in self._lanes]
+            facts = self._lanes[0].facts
+            return dict(
+                figures,
+                rtt=min(one.facts["rtt"] for one in self._lanes),
+                mtu=_least([path[0] for path in paths]),
+                mss=_least([path[1] for path in paths]),
+                tls_version=facts["tls_version"],
+                cipher=facts["cipher"],
+            )
+        finally:
+            if not made.settled:
+                made.fail(AgentError("cancelled", "the measurement is over"))
+            if made.error is not None:
+                self._clear(made)
+            self.job = None
+
     def _chooser(self, codec, best, level):
         # type: (str, str, int) -> compression.Chooser
         """Return what decides about compression; what it learnt of the path stays from one job to the next."""
@@ -208,7 +261,7 @@ class Sender(object):
             one.kick()
 
     def _follow(self, job, reply, over):
-        # type: (jobs.Job, Reply, Any) -> None
+        # type: (Work, Reply, Any) -> None
         """Tell how a job goes until it is over or has failed."""
         told = monotonic()
         while True:
@@ -224,7 +277,7 @@ class Sender(object):
                 reply.part(job.figures())
 
     def _clear(self, job):
-        # type: (jobs.Job) -> None
+        # type: (Work) -> None
         """Get a failed job out of the lanes: what is under way arrives, or its connection is cut."""
         self._kick(self._lanes)
         end = monotonic() + _DRAIN_SECONDS
@@ -234,3 +287,9 @@ class Sender(object):
         if not job.settled:
             for one in self._lanes:
                 one.cut()
+
+
+def _least(values):
+    # type: (List[Optional[int]]) -> Optional[int]
+    known = [value for value in values if value is not None]
+    return min(known) if known else None

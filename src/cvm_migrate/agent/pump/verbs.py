@@ -247,8 +247,8 @@ def _begin(verb, context, args, reply, writing):
 def _disks(context, args, writing):
     # type: (Context, Header, bool) -> Dict[str, Dict[str, Any]]
     """Return what a pump opens, by the disks' numbers."""
-    if not isinstance(args.get("disks"), dict) or not args["disks"]:
-        raise AgentError("bad-request", "disks must be an object with at least one handle")
+    if not isinstance(args.get("disks"), dict):
+        raise AgentError("bad-request", "disks must be an object")
     wanted = args["disks"]  # type: Dict[str, Any]
     found = {}  # type: Dict[str, Dict[str, Any]]
     for name in wanted:
@@ -301,6 +301,11 @@ def _stream(context, args, blob, reply):
     return _find(context, args).call("stream", args, blob, reply)
 
 
+def _measure(context, args, blob, reply):
+    # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
+    return _find(context, args).call("measure", args, blob, reply)
+
+
 def _pace(context, args, blob, reply):
     # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
     return _find(context, args).call("pace", args, blob, reply)
@@ -328,6 +333,7 @@ VERBS = {
     "receive": _receive,
     "connect": _connect,
     "stream": _stream,
+    "measure": _measure,
     "pace": _pace,
     "read_back": _read_back,
     "received": _received,
