@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from functools import partial
@@ -373,6 +374,34 @@ def test_a_role_is_assumed_and_its_keys_are_used_and_kept(simulated: TencentClou
     cvm.describe()
 
     assert [r.action for r in simulated.requests].count("AssumeRole") == 1
+
+
+@pytest.mark.parametrize(
+    "fault", ["throttle", "unauthorized", "ResourceNotFound.Role", "http-502"]
+)
+def test_keys_of_a_role_serve_to_their_end_when_it_cannot_be_assumed_again(
+    simulated: TencentCloud, fault: str
+) -> None:
+    now = [time.time()]
+    arn = simulated.add_role("migrator")
+    source = AssumeRoleCredentials(
+        StaticCredentials(simulated.secret_id, simulated.secret_key),
+        arn,
+        endpoint=endpoint(simulated),
+        policy=attrs.evolve(QUICK, attempts=2),
+        clock=lambda: now[0],
+    )
+    first = source.get()
+    assert first.expires is not None
+    simulated.fail(fault, action="AssumeRole", times=None)
+
+    now[0] = first.expires - 10
+    assert source.get() == first
+    now[0] = first.expires + 1
+    with pytest.raises(CvmMigrateError) as caught:
+        source.get()
+
+    assert caught.value.remedy
 
 
 def test_a_role_that_cannot_be_assumed_now_is_an_error_of_credentials(

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 
 import attrs
 
-from cvm_migrate.errors import CredentialsError
+from cvm_migrate.errors import CredentialsError, CvmMigrateError
 
 METADATA_URL: Final = "http://metadata.tencentyun.com/latest/meta-data"
 PROFILE_FILES: Final = (
@@ -252,8 +252,8 @@ class TemporaryCredentials:
                 return kept
             try:
                 self._kept = self._fetch()
-            except CredentialsError:
-                # What is at hand serves until its end: the next call tries again.
+            except CvmMigrateError:
+                # What is at hand serves until its end, whatever went wrong: the next call tries again.
                 if kept is None or self._due(kept, 0):
                     raise
                 return kept
