@@ -24,11 +24,28 @@ def _between(low: float, high: float) -> Validator:
     return check
 
 
-def _rate(_: object, attribute: attrs.Attribute[Any], value: int | None) -> None:
-    if value is not None and (isinstance(value, bool) or value < 64 * KiB):
+def _whole(low: int, high: int) -> Validator:
+    def check(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:  # noqa: ANN401
+        if type(value) is not int or not low <= value <= high:
+            raise InvalidRequestError(
+                f"option {attribute.name} is {value!r}, but must be a whole number from {low} to {high}"
+            )
+
+    return check
+
+
+def _rate(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:  # noqa: ANN401
+    if value is not None and (type(value) is not int or value < 64 * KiB):
         raise InvalidRequestError(
-            f"option {attribute.name} is {value!r} bytes per second: give at least"
-            f" {format_size(64 * KiB)}, or None for no limit"
+            f"option {attribute.name} is {value!r}, but must be a whole number of bytes per second, at least"
+            f" {64 * KiB} ({format_size(64 * KiB)}), or None for no limit"
+        )
+
+
+def _truth(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, bool):
+        raise InvalidRequestError(
+            f"option {attribute.name} is {value!r}, but must be True or False"
         )
 
 
@@ -42,9 +59,11 @@ def _one_of(*names: str) -> Validator:
     return check
 
 
-def _power_of_two(low: int, high: int) -> Validator:
-    def check(_: object, attribute: attrs.Attribute[Any], value: int | None) -> None:
-        if value is not None and (value < low or value > high or value & (value - 1)):
+def _power_of_two(low: int, high: int, *, optional: bool = False) -> Validator:
+    def check(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:  # noqa: ANN401
+        if optional and value is None:
+            return
+        if type(value) is not int or not low <= value <= high or value & (value - 1):
             raise InvalidRequestError(
                 f"option {attribute.name} is {value!r}, but must be a power of two from {low} to {high}"
             )
@@ -52,13 +71,16 @@ def _power_of_two(low: int, high: int) -> Validator:
     return check
 
 
-def _words(value: Iterable[str]) -> tuple[str, ...]:
+def _words(value: Any) -> tuple[Any, ...]:  # noqa: ANN401 - whatever the caller gave; checked as the field's value
+    # A text is a sequence of letters to Python, and nobody means them.
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return (value,)
     return tuple(value)
 
 
-def _rungs(_: object, attribute: attrs.Attribute[Any], value: tuple[str, ...]) -> None:
+def _rungs(_: object, attribute: attrs.Attribute[Any], value: tuple[object, ...]) -> None:
     for name in value:
-        if name not in {"ebpf", "tracefs"}:
+        if name not in ("ebpf", "tracefs"):
             raise InvalidRequestError(
                 f"option {attribute.name} names {name!r}; the rungs are ebpf and tracefs"
             )
@@ -95,28 +117,30 @@ class Options:
 
     max_downtime: float = attrs.field(default=5.0, validator=_between(0.05, 86_400))
     freeze_limit: float = attrs.field(default=30.0, validator=_between(1, 3600))
-    streams: int = attrs.field(default=2, validator=_between(1, 16))
+    streams: int = attrs.field(default=2, validator=_whole(1, 16))
     chunk: int = attrs.field(default=MiB, validator=_power_of_two(64 * KiB, 4 * MiB))
     codec: Literal["auto", "raw", "zlib", "zstd"] = attrs.field(
         default="auto", validator=_one_of("auto", "raw", "zlib", "zstd")
     )
-    level: int = attrs.field(default=1, validator=_between(1, 9))
+    level: int = attrs.field(default=1, validator=_whole(1, 9))
     bandwidth: int | None = attrs.field(default=None, validator=_rate)
     read_limit: int | None = attrs.field(default=None, validator=_rate)
     rungs: tuple[str, ...] = attrs.field(
         default=("ebpf", "tracefs"), converter=_words, validator=_rungs
     )
-    block: int | None = attrs.field(default=None, validator=_power_of_two(4 * KiB, 4 * MiB))
-    max_passes: int = attrs.field(default=20, validator=_between(1, 10_000))
+    block: int | None = attrs.field(
+        default=None, validator=_power_of_two(4 * KiB, 4 * MiB, optional=True)
+    )
+    max_passes: int = attrs.field(default=20, validator=_whole(1, 10_000))
     max_bytes: float = attrs.field(default=3.0, validator=_between(0.1, 1000))
     prove: Literal["running", "frozen", "sent"] = attrs.field(
         default="running", validator=_one_of("running", "frozen", "sent")
     )
     patience: float = attrs.field(default=120.0, validator=_between(0, 86_400))
-    compare: bool = False
-    batch: int = attrs.field(default=4 * GiB, validator=_between(4 * MiB, 16 * GiB))
-    attempts: int = attrs.field(default=3, validator=_between(1, 1000))
-    data_port: int = attrs.field(default=0, validator=_between(0, 65_535))
+    compare: bool = attrs.field(default=False, validator=_truth)
+    batch: int = attrs.field(default=4 * GiB, validator=_whole(4 * MiB, 16 * GiB))
+    attempts: int = attrs.field(default=3, validator=_whole(1, 1000))
+    data_port: int = attrs.field(default=0, validator=_whole(0, 65_535))
     route: Literal["auto", "direct", "ssh"] = attrs.field(
         default="auto", validator=_one_of("auto", "direct", "ssh")
     )
