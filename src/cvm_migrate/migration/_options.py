@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal
 
 import attrs
@@ -73,9 +73,13 @@ def _power_of_two(low: int, high: int, *, optional: bool = False) -> Validator:
 
 def _words(value: Any) -> tuple[Any, ...]:  # noqa: ANN401 - whatever the caller gave; checked as the field's value
     # A text is a sequence of letters to Python, and nobody means them.
-    if isinstance(value, str) or not isinstance(value, Iterable):
+    if isinstance(value, str):
         return (value,)
-    return tuple(value)
+    try:
+        words: tuple[Any, ...] = tuple(value)
+    except TypeError:
+        return (value,)
+    return words
 
 
 def _rungs(_: object, attribute: attrs.Attribute[Any], value: tuple[object, ...]) -> None:
