@@ -51,11 +51,15 @@ def _is_writable(pair: Pair) -> bool:
     return done.wait(60)
 
 
-def _start_caller(pair: Pair, mark: str, *, bandwidth: int | None) -> subprocess.Popen[str]:
+def _start_caller(
+    pair: Pair, mark: str, *, bandwidth: int | None = None, hang: str | None = None
+) -> subprocess.Popen[str]:
     command = [sys.executable, str(_CALLER), str(pair.source), str(pair.target)]
     command += [str(pair.folder / "state")]
     if bandwidth is not None:
-        command.append(str(bandwidth))
+        command += ["--bandwidth", str(bandwidth)]
+    if hang is not None:
+        command += ["--hang", hang]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -92,7 +96,7 @@ def test_the_caller_is_killed(number: int, pair: Pair) -> None:
 
 
 def _last_run(pair: Pair, mark: str, writer: Writer, before: str) -> None:
-    last = _start_caller(pair, mark, bandwidth=None)
+    last = _start_caller(pair, mark)
     try:
         out, err = last.communicate(timeout=240)
     finally:

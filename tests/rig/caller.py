@@ -1,17 +1,22 @@
-"""A caller of the library as a process of its own, to be killed: ``python caller.py SOURCE TARGET STATE [BANDWIDTH]``.
+"""A caller of the library as a process of its own, to be killed.
 
-Prints the name of each step when it begins and ends, and ``identical`` when the copy was compared while frozen.
+``python caller.py SOURCE TARGET STATE [--bandwidth BYTES] [--hang frozen|proven]`` prints the name of each step when it
+begins and ends, and ``identical`` when the copy was compared while frozen. It hangs on the freeze of the cutover, or on
+the proof in it, after it has said so.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cvm_migrate import LocalHost, Migration, Options, events
 from rig import loopdev
+from rig.watched import WatchedHost
 
 
 def say(line: str) -> None:
@@ -19,35 +24,51 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def observe(event: events.Event) -> None:
-    if isinstance(event, events.StepStarted):
-        say(f"begin {event.step}")
-    elif isinstance(event, events.StepEnded):
-        say(f"end {event.step}")
+class Caller:
+    """Migrates, and hangs where it is told to."""
 
+    def __init__(self, hang: str | None) -> None:
+        self._hang = hang
+        self._step = ""
+        self.found: list[int | None] = []
 
-def main(source: Path, target: Path, state: Path, bandwidth: int | None) -> None:
-    found: list[int | None] = []
-    with Migration(
-        LocalHost(disks=[source]),
-        LocalHost(disks=[target]),
-        state=state,
-        observer=observe,
-        options=Options(max_downtime=20, freeze_limit=20, bandwidth=bandwidth, attempts=5),
-    ) as migration:
-        # A proof that was made just before the kill needs no second one: run() then only reports.
-        report = migration.run(
-            on_proven=lambda: found.append(loopdev.first_difference(source, target))
-        )
-    if all(difference is None for difference in found) and report.proven:
-        say("identical" if found else "identical before")
-    say(f"sent {report.sent}")
+    def observe(self, event: events.Event) -> None:
+        if isinstance(event, events.StepStarted):
+            self._step = event.step
+            say(f"begin {event.step}")
+        elif isinstance(event, events.StepEnded):
+            say(f"end {event.step}")
+
+    def reach(self, moment: str) -> None:
+        if moment == self._hang and self._step == "cutover":
+            say(f"hangs {moment}")
+            time.sleep(600)
+
+    def main(self, source: Path, target: Path, state: Path, bandwidth: int | None) -> None:
+        def proven() -> None:
+            self.found.append(loopdev.first_difference(source, target))
+            self.reach("proven")
+
+        with Migration(
+            WatchedHost(disks=[source], on_frozen=lambda: self.reach("frozen")),
+            LocalHost(disks=[target]),
+            state=state,
+            observer=self.observe,
+            options=Options(max_downtime=20, freeze_limit=20, bandwidth=bandwidth, attempts=5),
+        ) as migration:
+            # A proof that was made just before the kill needs no second one: run() then only reports.
+            report = migration.run(on_proven=proven)
+        if all(difference is None for difference in self.found) and report.proven:
+            say("identical" if self.found else "identical before")
+        say(f"sent {report.sent}")
 
 
 if __name__ == "__main__":
-    main(
-        Path(sys.argv[1]),
-        Path(sys.argv[2]),
-        Path(sys.argv[3]),
-        int(sys.argv[4]) if len(sys.argv) > 4 else None,
-    )
+    parser = argparse.ArgumentParser()
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("state", type=Path)
+    parser.add_argument("--bandwidth", type=int)
+    parser.add_argument("--hang", choices=["frozen", "proven"])
+    given = parser.parse_args()
+    Caller(given.hang).main(given.source, given.target, given.state, given.bandwidth)
