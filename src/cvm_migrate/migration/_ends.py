@@ -111,6 +111,8 @@ class Ends:
         # It knows nothing of what was written before it began; whoever makes up for that takes it back. It stays set
         # when something fails in between.
         self.tracker_is_new = False
+        # Bytes per second, on the network and from the source's disks; they can change at any moment.
+        self.limits = (options.bandwidth, options.read_limit)
         self._options = options
         self._emit = emit
         self._warn = warn
@@ -445,6 +447,15 @@ class Ends:
         route, self._route = self._route, None
         if route is not None:
             route.close()
+
+    def set_limits(self, bandwidth: int | None, read_limit: int | None) -> None:
+        """Change how fast data may flow, now and in what follows; from any thread."""
+        self.limits = bandwidth, read_limit
+        agent, pumps = self.source.agent, self._pumps
+        if agent is not None and pumps is not None:
+            # An agent that is lost is the business of the step that runs, and its successor is told.
+            with contextlib.suppress(CvmMigrateError):
+                agent.pace(pumps[0], bandwidth=bandwidth, read_limit=read_limit)
 
     def expect_stale(self) -> None:
         """Say that an agent of an earlier process may still run on the target, where it is another machine."""

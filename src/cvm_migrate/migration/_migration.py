@@ -119,8 +119,29 @@ class Migration:
             self._job.checkpoint.close()
 
     def cancel(self) -> None:
-        """Ask the step that runs to end, from any thread; it raises :class:`~cvm_migrate.errors.CancelledError`."""
+        """Ask the step that runs to end, from any thread; it raises :class:`~cvm_migrate.errors.CancelledError`.
+
+        After that, this object only takes :meth:`abort`, and :meth:`finish` of what was cut over; a new one with the
+        same state directory continues. These two can be cancelled as well, and called again.
+        """
         self._cancel.cancel()
+
+    def set_limits(self, *, bandwidth: int | None, read_limit: int | None) -> None:
+        """Change the limits of the options while steps run, from any thread.
+
+        They hold at once and for all that this object does from now on; another ``Migration`` takes them from its
+        own options.
+
+        Args:
+            bandwidth: Bytes per second on the network; ``None``: no limit.
+            read_limit: Bytes per second read from the source's disks; ``None``: no limit.
+
+        Raises:
+            InvalidRequestError: A limit makes no sense.
+        """
+        # Made only to be checked.
+        Options(bandwidth=bandwidth, read_limit=read_limit)
+        self._job.ends.set_limits(bandwidth, read_limit)
 
     # Steps.
 

@@ -249,8 +249,14 @@ class Passes:
         """Send and read back; return what is wrong on the target's disk."""
         options, ends = self._options, self._ends
         wire = tally.wire
+        limits = ends.limits
 
         def progress(so_far: Streamed) -> None:
+            nonlocal limits
+            if limits != ends.limits:
+                # Changed while the stream was being started.
+                limits = ends.limits
+                ends.set_limits(*limits)
             tally.wire = wire + so_far.wire
             meter.done(before + so_far.acked)
 
@@ -264,8 +270,8 @@ class Passes:
                 chunk=options.chunk,
                 codec=options.codec,
                 level=int(options.level),
-                bandwidth=options.bandwidth,
-                read_limit=options.read_limit,
+                bandwidth=limits[0],
+                read_limit=limits[1],
                 on_progress=progress,
                 cancel=meter.token,
             )
