@@ -127,8 +127,9 @@ def test_a_host_with_one_old_python_is_source_and_target(
     assert report.proven
     assert report.rung is not None, report.refused
     assert routes == [route]
-    # One login for the agent; through SSH one for the port, or one for each of two streams.
-    assert accepted == (1 if route == "direct" else 2 if role == "source" else 3)
+    # One login for the agent; through SSH, where check() measures and then, one for the port, or one for each of two
+    # streams.
+    assert accepted == (1 if route == "direct" else 3 if role == "source" else 5)
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ class CvmInstance(InstanceCalls):
             problems.append(f"it is {facts.restrict_state}: renew it in the console")
         reachable: bool | None = None
         if connect is not None and running:
-            host = self._host(facts)
+            host = self.host_of(facts)
             port = facts.login_port or (3389 if facts.windows else 22)
             reachable = connect(host, port, timeout)
             if not reachable:
@@ -365,12 +365,12 @@ class CvmInstance(InstanceCalls):
                 return facts
             self._sleep(facts, f"waiting until {self.instance_id} is {names}", deadline, cancel)
 
-    # Inside
+    def host_of(self, facts: InstanceFacts) -> str:
+        """Return the address under which it is reached.
 
-    def _deadline(self, deadline: Deadline | None) -> Deadline:
-        return Deadline(MOVE_SECONDS, clock=self.policy.clock) if deadline is None else deadline
-
-    def _host(self, facts: InstanceFacts) -> str:
+        Raises:
+            ConditionError: It has none.
+        """
         candidates = (self._ssh_host, *facts.public_addresses, *facts.private_addresses)
         for host in candidates:
             if host:
@@ -381,12 +381,17 @@ class CvmInstance(InstanceCalls):
             device=self.instance_id,
         )
 
+    # Inside
+
+    def _deadline(self, deadline: Deadline | None) -> Deadline:
+        return Deadline(MOVE_SECONDS, clock=self.policy.clock) if deadline is None else deadline
+
     def _access(self, facts: InstanceFacts, password: str) -> RescueAccess:
         port = self._ssh_port
         if port is None:
             # The rescue system is a Linux, whatever the instance's own system is.
             port = 22 if facts.windows or facts.login_port is None else facts.login_port
-        return RescueAccess(self._host(facts), port, "root", password)
+        return RescueAccess(self.host_of(facts), port, "root", password)
 
     def _settled(self, deadline: Deadline, cancel: CancelToken | None) -> InstanceFacts:
         """Wait until the state is none that ends by itself."""

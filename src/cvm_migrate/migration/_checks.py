@@ -14,6 +14,7 @@ from cvm_migrate.interfaces import Agent
 from cvm_migrate.migration._cvm import CvmTarget
 from cvm_migrate.migration._ends import End
 from cvm_migrate.migration._job import Job
+from cvm_migrate.migration._path import PathCheck
 from cvm_migrate.migration._results import CheckReport
 from cvm_migrate.model import ExtentMap, Finding, HostFacts, OpenDisk, Severity
 from cvm_migrate.units import MiB, format_seconds, format_size
@@ -55,11 +56,12 @@ class Checker:
             self._look_at_source(source)
         if target is not None:
             self._look_at_target(source, target)
+        path_rate = self._look_at_path(source, target)
         known = len(self._opened) == len(job.source.disks)
         size = sum(disk.size for disk in self._opened) if known else None
         limits = [
             rate
-            for rate in (job.options.bandwidth, job.options.read_limit, self._rate)
+            for rate in (job.options.bandwidth, job.options.read_limit, self._rate, path_rate)
             if rate is not None
         ]
         order = list(Severity)
@@ -232,6 +234,17 @@ class Checker:
                 "it is copied as it is, and may go on changing while file systems are frozen",
                 "Switch it off in on_quiesced (swapoff) if cutover() complains",
             )
+
+    def _look_at_path(self, source: HostFacts | None, target: HostFacts | None) -> float | None:
+        """Try the way of the data; return the bytes per second that it carries, as far as that can be known."""
+        path = PathCheck(self._job, self._add)
+        if source is None:
+            return None
+        if target is not None:
+            return path.try_ways()
+        if isinstance(self._job.target, CvmTarget):
+            path.try_port(self._job.target)
+        return None
 
     def _look_at_target(self, source: HostFacts | None, target: HostFacts) -> None:
         job = self._job

@@ -179,6 +179,24 @@ class CvmTarget:
         """Where it listens."""
         return self._data_port
 
+    @property
+    def opens_port(self) -> bool:
+        """Whether a rule for the data port is made when it begins."""
+        return self._wish.open_port and self._wish.source is not None
+
+    def data_address(self) -> str | None:
+        """Return the address under which the source is going to find it, as far as that is known by now.
+
+        Raises:
+            CancelledError: The caller called the step off.
+            CvmMigrateError: The cloud refuses to tell.
+        """
+        if self._data_host is not None:
+            return self._data_host
+        if self._access is not None:
+            return self._access.host
+        return self.instance.host_of(self.instance.describe(cancel=self._cancel))
+
     def bind_address(self, *, same_host: bool) -> str:
         """Return where it listens: everywhere, unless it is simulated on the source's machine."""
         return LOOPBACK if same_host and self._data_host is None else _ANY

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, Literal
 
 import attrs
@@ -32,7 +32,7 @@ from cvm_migrate.migration._endpoints import Endpoint
 from cvm_migrate.migration._meter import LinkedToken
 from cvm_migrate.migration._options import Options
 from cvm_migrate.migration._routes import LOOPBACK, Route, SshRoute
-from cvm_migrate.model import HostFacts, OpenDisk, TrackingStart
+from cvm_migrate.model import HostFacts, Listening, OpenDisk, TrackingStart
 from cvm_migrate.transport import Identities, mint_identities
 
 # How long the target's port is tried, where data could go through SSH instead.
@@ -318,22 +318,47 @@ class Ends:
         self.source_agent.stop_tracking()
         self._start_tracking()
 
-    def _connect(self) -> None:
-        self._disconnect()
-        identities = mint_identities()
+    def listen(self, disks: Mapping[int, OpenDisk], identities: Identities) -> Listening:
+        """Start a receiving pump where the data is to arrive.
+
+        Raises:
+            CvmMigrateError: It cannot listen there.
+        """
         options = self._options
         endpoint = self.target.endpoint
-        streams = int(options.streams)
-        listening = self.target_agent.receive(
-            dict(enumerate(self.target.disks)),
+        return self.target_agent.receive(
+            disks,
             bind=LOOPBACK
             if options.route == "ssh"
             else endpoint.bind_address(same_host=self.same_host),
             port=int(options.data_port) if endpoint.data_port is None else endpoint.data_port,
             tls=identities.target,
             session=identities.session,
-            streams=streams,
+            streams=int(options.streams),
         )
+
+    def direct_route(self, port: int) -> Route | None:
+        """Return the direct way to the target's *port*; ``None``: none is known, or it is not to be taken."""
+        if self._options.route == "ssh":
+            return None
+        return self.target.endpoint.route(port, same_host=self.same_host)
+
+    @property
+    def ssh_leads(self) -> bool:
+        """Whether data may go through SSH, and an end is reached by it."""
+        ends = self.source.endpoint, self.target.endpoint
+        return self._options.route != "direct" and any(end.ssh is not None for end in ends)
+
+    @property
+    def route(self) -> Route | None:
+        """The way on which the pumps are connected."""
+        return self._route
+
+    def _connect(self) -> None:
+        self._disconnect()
+        identities = mint_identities()
+        streams = int(self._options.streams)
+        listening = self.listen(dict(enumerate(self.target.disks)), identities)
         try:
             sender, how = self._reach(listening.port, identities)
         except BaseException:
@@ -362,16 +387,16 @@ class Ends:
         """
         options = self._options
         source, target = self.source.endpoint, self.target.endpoint
-        direct = None
+        disks = dict(enumerate(self.source.disks))
         reason = "no address is known under which the source finds the target"
-        if options.route != "ssh":
-            direct = target.route(port, same_host=self.same_host)
-        ssh = not (source.ssh is None and target.ssh is None) and options.route != "direct"
+        direct = self.direct_route(port)
+        ssh = self.ssh_leads
         if direct is not None:
             self._route = direct
             waits = not ssh or self._direct_worked
             try:
-                pump = self._dial(direct, identities, within=None if waits else _DIRECT_PATIENCE)
+                within = None if waits else _DIRECT_PATIENCE
+                pump = self.dial(direct, identities, disks, within=within)
             except ConnectionLostError as error:
                 if waits:
                     raise
@@ -396,12 +421,19 @@ class Ends:
                 " with route='ssh'",
             )
         try:
-            return self._dial(route, identities, within=None), "ssh"
+            return self.dial(route, identities, disks, within=None), "ssh"
         except ConnectionLostError:
             route.check()
             raise
 
-    def _dial(self, route: Route, identities: Identities, *, within: float | None) -> int:
+    def dial(
+        self,
+        route: Route,
+        identities: Identities,
+        disks: Mapping[int, OpenDisk],
+        *,
+        within: float | None,
+    ) -> int:
         """Connect the source's pump; *within* is for the first time only, and later cuts may last longer.
 
         Raises:
@@ -414,7 +446,7 @@ class Ends:
             timer.start()
         try:
             return self.source_agent.connect(
-                dict(enumerate(self.source.disks)),
+                disks,
                 host=route.host,
                 port=route.port,
                 tls=identities.source,

@@ -29,6 +29,7 @@ from cvm_migrate.migration._cvm import CvmTarget
 from cvm_migrate.migration._endpoints import Endpoint, ImageFile
 from cvm_migrate.migration._job import Job
 from cvm_migrate.migration._options import Options
+from cvm_migrate.migration._path import PathCheck
 from cvm_migrate.migration._results import (
     CheckReport,
     CutoverResult,
@@ -167,11 +168,13 @@ class Migration:
             PermissionDeniedError: Rights are missing. Nothing was written.
             InvalidRequestError: The disks are not those of the state directory. Nothing was written.
         """
-        with self._step(Step.PREPARE):
+        with self._step(Step.PREPARE) as state:
             job = self._job
             resumed = job.resumed
             job.ready()
             job.look_at_mounts()
+            if state in {State.NEW, State.ABORTED} and not job.target.reachable:
+                self._measure()
             self._probe()
             tracking = job.ends.tracking
             return Prepared(
@@ -484,6 +487,15 @@ class Migration:
                     evidence=finding.evidence,
                     remedy=finding.remedy,
                 )
+
+    def _measure(self) -> None:
+        """Measure the data's path, where the target had no agent that check() could have measured it with."""
+        job = self._job
+
+        def tell(severity: Severity, title: str, evidence: str, remedy: str) -> None:
+            job.note(severity, title, evidence=evidence, remedy=remedy)
+
+        PathCheck(job, tell).try_pumps()
 
     def _probe(self) -> None:
         """Freeze and thaw once, and move nothing once: what a cutover costs whatever is dirty."""
