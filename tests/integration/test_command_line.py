@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -85,8 +86,18 @@ def test_a_report_page_is_written_where_asked(image: Path, tmp_path: Path) -> No
             "max_downtime",
         ),
         (["abort", "--source", "image:/x", "--target", "image:/y"], "--state"),
+        (["abort", "--state", "/no/such/folder"], "same --state"),
+        (["run", "--source", "image:/x", "--target", "cvm:ap-guangzhou/ins-1"], "--state"),
     ],
-    ids=["no scheme", "unknown scheme", "relative path", "bad option", "abort without state"],
+    ids=[
+        "no scheme",
+        "unknown scheme",
+        "relative path",
+        "bad option",
+        "abort without state",
+        "abort of nothing",
+        "an instance without state",
+    ],
 )
 def test_a_wrong_call_ends_with_code_2_and_says_what_to_do(words: list[str], says: str) -> None:
     done = call(*words)
@@ -94,6 +105,40 @@ def test_a_wrong_call_ends_with_code_2_and_says_what_to_do(words: list[str], say
     assert done.returncode == 2, done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_giving_up_needs_the_state_directory_only(image: Path, tmp_path: Path) -> None:
+    """Whatever command, folder and process began it."""
+    state, copy = tmp_path / "state", tmp_path / "no-such-folder" / "copy.img"
+    begun = call("capture", f"image:{image}", copy, "--state", state)
+    assert begun.returncode != 0
+
+    aborted = call("abort", "--state", state, "--json", "--quiet")
+
+    assert aborted.returncode == 0, aborted.stderr
+    assert json.loads(aborted.stdout)["state"] == "aborted"
+    assert json.loads(aborted.stdout)["target"] == f"image:{copy}"
+    assert stat.S_IMODE((state / "command.json").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("kept", [None, "", "[]", '{"source": 1}'])
+def test_a_state_directory_that_does_not_know_its_words_asks_for_them(
+    image: Path, tmp_path: Path, kept: str | None
+) -> None:
+    state = tmp_path / "state"
+    words = ("--source", f"image:{image}", "--target", f"image:{tmp_path / 'no' / 'copy.img'}")
+    assert call("run", *words, "--state", state).returncode != 0
+    (state / "command.json").unlink()
+    if kept is not None:
+        (state / "command.json").write_text(kept)
+
+    refused = call("abort", "--state", state)
+    done = call("abort", *words, "--state", state)
+
+    assert refused.returncode == 2
+    assert "Give --source and --target" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_error_is_a_document_too(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from cvm_migrate import __version__
 from cvm_migrate.cli._demo import demo
 from cvm_migrate.cli._exit_codes import ExitCode, exit_code
 from cvm_migrate.cli._fleet import FleetDisplay, fleet
+from cvm_migrate.cli._given import complete, keep
 from cvm_migrate.cli._progress import ProgressDisplay
 from cvm_migrate.errors import CancelledError, CvmMigrateError, DefectError, InvalidRequestError
 from cvm_migrate.events import Event, Observer
@@ -242,7 +243,11 @@ def _parser() -> argparse.ArgumentParser:
     restore = commands.add_parser("restore", parents=[how, output], help="an image onto a disk")
     restore.add_argument("image", metavar="IMAGE")
     restore.add_argument("target", metavar="TARGET")
-    commands.add_parser("abort", parents=[ends, how, output], help="give up, put the target back")
+    abort = commands.add_parser(
+        "abort", parents=[how, output], help="give up, put the target back"
+    )
+    abort.add_argument("--source", metavar="ENDPOINT", help="if the state does not know it")
+    abort.add_argument("--target", metavar="ENDPOINT")
     many = commands.add_parser("fleet", parents=[output], help="all migrations of a plan file")
     many.add_argument("plans", type=Path, metavar="PLANFILE", help="TOML or JSON")
     many.add_argument("--state", type=_folder, metavar="DIR", help="where all checkpoints lie")
@@ -306,7 +311,15 @@ def _check(parsed: argparse.Namespace, observer: Observer) -> tuple[Result, int]
 def _run(parsed: argparse.Namespace, observer: Observer) -> tuple[Result, int]:
     if parsed.dry_run:
         return _check(parsed, observer)
+    if parsed.state is None and parsed.target.startswith("cvm:"):
+        raise InvalidRequestError(
+            "a migration to a CVM needs a state directory: without it nobody could go on, or give up, if this process"
+            " ended while the instance waits for migration",
+            remedy="Give --state DIR, the same at each call",
+        )
     with _migration(parsed, observer) as migration:
+        if parsed.state is not None:
+            keep(parsed.state, parsed)
         report = migration.run(force=parsed.force)
     _write_report(parsed, report)
     return report, ExitCode.DONE
@@ -328,6 +341,7 @@ def _abort(parsed: argparse.Namespace, observer: Observer) -> tuple[Result, int]
             "abort needs the state directory of the migration",
             remedy="Give the same --state as when it was run",
         )
+    complete(parsed.state, parsed)
     with _migration(parsed, observer) as migration:
         return migration.abort(), ExitCode.DONE
 
