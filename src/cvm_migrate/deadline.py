@@ -58,6 +58,10 @@ class CancelToken:
         """Ask for the work to end; can be called more than once."""
         self._event.set()
 
+    def renew(self) -> None:
+        """Take the call to end back, once work has ended by it."""
+        self._event.clear()
+
     @property
     def cancelled(self) -> bool:
         """Whether the end has been asked for."""

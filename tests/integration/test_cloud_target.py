@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,16 @@ import pytest
 import rig.cloud
 from cvm_migrate.cloud import (
     MY_PUBLIC_IP,
+    CvmInstance,
     InstanceState,
     RescueTarget,
     SecurityGroups,
     Snapshots,
     TargetWish,
 )
-from cvm_migrate.deadline import Deadline
+from cvm_migrate.deadline import CancelToken, Deadline
 from cvm_migrate.errors import (
+    CancelledError,
     CvmMigrateError,
     DeadlineError,
     InstanceStateError,
@@ -751,3 +754,89 @@ def test_an_unreachable_api_is_a_finding(simulated: TencentCloud, tmp_path: Path
     assert finding.severity is Severity.BLOCKER
     assert "name resolution" in finding.remedy
     assert InstanceState.parse(made.state) is InstanceState.RUNNING
+
+
+# Called off
+
+
+def called_off_when(
+    simulated: TencentCloud, made: SimulatedInstance, moment: str
+) -> tuple[CvmInstance, CancelToken]:
+    """Return the instance, and a token that is set at the first wait in that state, or after that call."""
+    token = CancelToken()
+
+    def sleep(seconds: float) -> None:
+        if moment in {made.state, *(request.action for request in simulated.requests)}:
+            token.cancel()
+        time.sleep(seconds)
+
+    return instance(simulated, made, policy=attrs.evolve(QUICK, sleep=sleep)), token
+
+
+@pytest.mark.parametrize("moment", ["EXIT_RESCUE_MODE", "STARTING"])
+def test_a_finish_that_is_called_off_says_how_the_instance_was_left_and_goes_on_later(
+    moment: str,
+) -> None:
+    with TencentCloud(operation_seconds=0.6) as slow:
+        made = add(slow)
+        notes: dict[str, str] = {}
+        before = rule_names(slow, made)
+        RescueTarget(instance(slow, made), notes, wish=WISH).before_prepare()
+        cvm, token = called_off_when(slow, made, moment)
+
+        with pytest.raises(CancelledError, match=r"finish\(\) was called off") as caught:
+            RescueTarget(cvm, notes, wish=WISH).after_cutover(cancel=token)
+        health = RescueTarget(instance(slow, made), notes, wish=WISH).after_cutover()
+
+        assert made.instance_id in caught.value.message
+        assert any(f"({state})" in caught.value.message for state in made.history)
+        assert caught.value.remedy == "Call finish() again, it goes on from there"
+        assert health.healthy
+        assert made.state == "RUNNING"
+        assert rule_names(slow, made) == before
+        assert calls(slow, "StartInstances") == 1
+
+
+@pytest.mark.parametrize("moment", ["EXIT_RESCUE_MODE", "ApplySnapshot", "STARTING"])
+def test_an_abort_that_is_called_off_says_how_the_instance_was_left_and_goes_on_later(
+    moment: str,
+) -> None:
+    with TencentCloud(operation_seconds=0.6) as slow:
+        made = add(slow)
+        fill(made, b"a")
+        notes: dict[str, str] = {}
+        first = RescueTarget(instance(slow, made), notes, wish=WISH)
+        first.before_prepare()
+        first.writing()
+        fill(made, b"b")
+        cvm, token = called_off_when(slow, made, moment)
+
+        with pytest.raises(CancelledError, match=r"abort\(\) was called off") as caught:
+            RescueTarget(cvm, notes, wish=WISH).on_abort(cancel=token)
+        report = RescueTarget(instance(slow, made), notes, wish=WISH).on_abort()
+
+        assert made.instance_id in caught.value.message
+        assert "Call abort() again" in str(caught.value.remedy)
+        half = moment == "ApplySnapshot"
+        assert ("half overwritten" in caught.value.message) is half
+        assert ("do not start" in str(caught.value.remedy)) is half
+        assert report.restored
+        assert made.state == "RUNNING"
+        assert holds(made, b"a") == [True, True]
+
+
+def test_a_state_that_cannot_be_asked_for_is_called_unknown(simulated: TencentCloud) -> None:
+    made = add(simulated)
+    notes: dict[str, str] = {}
+    RescueTarget(instance(simulated, made), notes, wish=WISH).before_prepare()
+    token = CancelToken()
+    token.cancel()
+    simulated.fail("unauthorized", action="DescribeInstances", times=None)
+
+    with pytest.raises(CancelledError, match="not known") as caught:
+        RescueTarget(instance(simulated, made), notes, wish=WISH).after_cutover(cancel=token)
+
+    simulated.heal()
+    assert caught.value.device == made.instance_id
+    assert made.state == "RESCUE_MODE"
+    assert RescueTarget(instance(simulated, made), notes, wish=WISH).after_cutover().healthy

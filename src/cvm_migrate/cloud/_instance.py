@@ -147,6 +147,7 @@ class CvmInstance(InstanceCalls):
         connect: Callable[[str, int, float], bool] | None = None,
         timeout: float = 10.0,
         deadline: Deadline | None = None,
+        cancel: CancelToken | None = None,
     ) -> InstanceHealth:
         """Tell how the instance is doing: its state, its latest operation, its login port.
 
@@ -154,8 +155,9 @@ class CvmInstance(InstanceCalls):
             connect: Tries host, port and time-out; ``None`` leaves it out. :func:`tcp_answers` does it.
             timeout: For *connect*, in seconds.
             deadline: For the API's answer.
+            cancel: Ends the waits.
         """
-        facts = self.describe(deadline=deadline)
+        facts = self.describe(deadline=deadline, cancel=cancel)
         problems: list[str] = []
         running = facts.state is InstanceState.RUNNING
         if not running:

@@ -6,10 +6,11 @@ the rescue system is never noted: a new process leaves and enters anew.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import secrets
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Generator, MutableMapping, Sequence
 from typing import Final, Literal
 
 import attrs
@@ -23,6 +24,7 @@ from cvm_migrate.cloud._snapshots import DiskSnapshot, Snapshots
 from cvm_migrate.cloud._states import InstanceState
 from cvm_migrate.deadline import CancelToken, Deadline
 from cvm_migrate.errors import (
+    CancelledError,
     CvmMigrateError,
     InstanceStateError,
     PermissionDeniedError,
@@ -45,6 +47,9 @@ _HANDED_OVER: Final = "cvm.handed-over"
 # Since then the disks may be neither what they were nor the copy.
 _UNDOING: Final = "cvm.undoing"
 
+# How long a state is asked for once a step has been called off.
+_LOOK_SECONDS: Final = 20.0
+
 _RUNS: Final = frozenset({InstanceState.STARTING, InstanceState.RUNNING, InstanceState.REBOOTING})
 
 
@@ -56,11 +61,13 @@ class AbortReport:
         state: The state it was left in.
         restored: Whether its disks are again what they were (or were never written).
         done: What was done, one sentence each.
+        snapshots: Those of its disks that remain.
     """
 
     state: InstanceState
     restored: bool
     done: tuple[str, ...]
+    snapshots: tuple[DiskSnapshot, ...] = ()
 
 
 class RescueTarget:
@@ -125,7 +132,7 @@ class RescueTarget:
                     remedy="Go on with snapshots=False",
                 )
             made = self._snapshots.create(self._notes[_TAG], deadline=deadline, cancel=cancel)
-            self._notes[_SNAPSHOTS] = json.dumps([attrs.asdict(snapshot) for snapshot in made])
+            self._note_snapshots(made)
         if self._wish.open_port and self._wish.data_port is not None and self._wish.source:
             self._notes[_PORT] = str(self._wish.data_port)
             self._groups.open_port(
@@ -170,14 +177,16 @@ class RescueTarget:
 
         Raises:
             StepOrderError: Giving up has begun: the disks are not the copy any more.
+            CancelledError: *cancel* was set; the message says how the instance was left. Can be repeated.
             CvmMigrateError: What the part raises that failed; can be repeated.
         """
         self._refuse_undone()
         self._notes[_HANDED_OVER] = "perhaps"
-        self.instance.leave_migration(deadline=deadline, cancel=cancel)
-        self._notes[_ENTERED] = "left"
-        self._close_port(deadline, cancel)
-        health = self.instance.health(connect=connect, deadline=deadline)
+        with self._called_off("finish()"):
+            self.instance.leave_migration(deadline=deadline, cancel=cancel)
+            self._notes[_ENTERED] = "left"
+            self._close_port(deadline, cancel)
+            health = self.instance.health(connect=connect, deadline=deadline, cancel=cancel)
         self._report("finish")
         return health
 
@@ -186,9 +195,13 @@ class RescueTarget:
     ) -> int:
         """Delete the snapshots, once the new system has proved itself; return how many there were."""
         snapshots = self.snapshots
-        self._snapshots.delete(snapshots, deadline=deadline, cancel=cancel)
-        self._notes[_SNAPSHOTS] = "[]"
+        for number, snapshot in enumerate(snapshots, start=1):
+            self._snapshots.delete([snapshot], deadline=deadline, cancel=cancel)
+            self._note_snapshots(snapshots[number:])
         return len(snapshots)
+
+    def _note_snapshots(self, snapshots: Sequence[DiskSnapshot]) -> None:
+        self._notes[_SNAPSHOTS] = json.dumps([attrs.asdict(snapshot) for snapshot in snapshots])
 
     @property
     def snapshots(self) -> tuple[DiskSnapshot, ...]:
@@ -216,8 +229,20 @@ class RescueTarget:
 
         Raises:
             StepOrderError: The instance runs the copy already.
+            CancelledError: *cancel* was set; the message says how the instance was left. Can be repeated.
             CvmMigrateError: The first part that failed; the others were tried. Can be repeated.
         """
+        with self._called_off("abort()"):
+            return self._give_up(restore, deadline, cancel)
+
+    # Inside
+
+    def _give_up(
+        self,
+        restore: Literal["if written", "always", "never"],
+        deadline: Deadline | None,
+        cancel: CancelToken | None,
+    ) -> AbortReport:
         if _HANDED_OVER in self._notes:
             self._refuse_live(self.instance.describe(deadline=deadline, cancel=cancel))
             # It was not started: what it runs from now on is what giving up starts.
@@ -245,13 +270,37 @@ class RescueTarget:
             self.discard_snapshots(deadline=deadline, cancel=cancel)
             done.append("its snapshots were deleted: the disks were never written")
         self._report("fail")
+        remain = self.snapshots
         if restored:
             # What comes next is a migration of its own; its snapshots are its own, too.
             for name in (_TAG, _WAS, _SNAPSHOTS, _ENTERED, _LEDGER):
                 self._notes.pop(name, None)
-        return AbortReport(facts.state, restored, tuple(done))
+        return AbortReport(facts.state, restored, tuple(done), remain)
 
-    # Inside
+    @contextlib.contextmanager
+    def _called_off(self, step: str) -> Generator[None]:
+        """Have the error of a step that was called off say how the instance was left."""
+        try:
+            yield
+        except CancelledError as error:
+            own = self.instance.instance_id
+            try:
+                # Not with the token: it is set, and this is what the caller has to know.
+                facts = self.instance.describe(
+                    deadline=Deadline(_LOOK_SECONDS, clock=self.instance.policy.clock)
+                )
+                left = f"{own} {facts.meaning} ({facts.state_text})"
+            except CvmMigrateError as unknown:
+                left = f"how {own} was left is not known ({unknown.message})"
+            half = _UNDOING in self._notes
+            if half:
+                left += ", and its disks are half overwritten"
+            raise CancelledError(
+                f"{step} was called off: {left}",
+                remedy=f"Call {step} again, it goes on from there"
+                + ("; do not start the instance before" if half else ""),
+                device=own,
+            ) from error
 
     def _back(
         self,
@@ -275,6 +324,8 @@ class RescueTarget:
         self._notes[_UNDOING] = "perhaps"
         try:
             self._snapshots.restore(snapshots, deadline=deadline, cancel=cancel)
+        except CancelledError:
+            raise
         except CvmMigrateError as error:
             note = "The instance is off and its disks are half overwritten: do not start it before abort() succeeds"
             error.remedy = f"{error.remedy.rstrip('. ')}. {note}" if error.remedy else note

@@ -32,6 +32,7 @@ _DATA: Final[Mapping[str, type]] = {"data_host": str, "data_port": int}
 _CVM: Final[Mapping[str, type]] = {
     **_DATA,
     "config": Path,
+    "drop_snapshots": bool,
     "endpoint": str,
     "jump": str,
     "ledger": str,

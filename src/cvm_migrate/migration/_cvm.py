@@ -20,6 +20,7 @@ from cvm_migrate.cloud import (
     MY_PUBLIC_IP,
     AbortReport,
     CvmInstance,
+    DiskSnapshot,
     InstanceHealth,
     RescueAccess,
     RescueTarget,
@@ -27,11 +28,17 @@ from cvm_migrate.cloud import (
     check_fit,
 )
 from cvm_migrate.deadline import CancelToken, Deadline
-from cvm_migrate.errors import ConnectionLostError, InvalidRequestError, StepOrderError
+from cvm_migrate.errors import (
+    CancelledError,
+    ConnectionLostError,
+    CvmMigrateError,
+    InvalidRequestError,
+    StepOrderError,
+)
 from cvm_migrate.interfaces import Agent
 from cvm_migrate.migration._endpoints import Endpoint
 from cvm_migrate.migration._routes import LOOPBACK, DirectRoute, Route
-from cvm_migrate.model import Finding, HostFacts
+from cvm_migrate.model import Finding, HostFacts, Severity
 from cvm_migrate.transport import SshTarget, start_ssh_agent
 
 _ANY: Final = "0.0.0.0"  # noqa: S104 - mutual TLS decides who gets in
@@ -58,6 +65,8 @@ class CvmTarget:
         source: Address the data comes from, for the rule in the security group; ``None``: where the source is
             reached, or this machine's own address as the API sees it. ``""`` makes no rule.
         snapshots: Make a snapshot of each disk before the first write.
+        drop_snapshots: Delete these once :meth:`finish` has found the instance running and well, instead of keeping
+            them until they delete themselves.
         take_over: Use it although it waits for migration already, because of someone else.
         ledger: Name for an entry in the Migration Service Platform; ``None`` for none.
         config: Another configuration file for OpenSSH than the user's.
@@ -74,6 +83,7 @@ class CvmTarget:
         data_host: str | None = None,
         source: str | None = None,
         snapshots: bool = True,
+        drop_snapshots: bool = False,
         take_over: bool = False,
         ledger: str | None = None,
         config: Path | None = None,
@@ -89,6 +99,7 @@ class CvmTarget:
         self._data_host = data_host
         self._data_port = data_port
         self._source = source
+        self.drop_snapshots = drop_snapshots
         self._ledger = ledger
         self._config = config
         self._jump = jump
@@ -107,6 +118,7 @@ class CvmTarget:
         self._entries = 0
         self.health: InstanceHealth | None = None
         self.aborted: AbortReport | None = None
+        self.left: tuple[Finding, ...] = ()
 
     def __repr__(self) -> str:
         """Name it as the command line does."""
@@ -254,18 +266,50 @@ class CvmTarget:
                 self.instance.pause("waiting for the rescue system's SSH", deadline, self._cancel)
 
     def finish(self, role: Literal["source", "target"], notes: MutableMapping[str, str]) -> None:
-        """Start the instance from what was copied; its health is in :attr:`health`."""
+        """Start the instance from what was copied; its health is in :attr:`health`, what remains in :attr:`left`.
+
+        Raises:
+            CancelledError: It was called off; the message says how the instance was left. Can be repeated.
+            CvmMigrateError: What the cloud refuses; can be repeated.
+        """
         _refuse_source(role)
-        self.health = self._rescue(notes).after_cutover()
+        target = self._rescue(notes)
+        self.health = target.after_cutover(cancel=self._cancel)
         self._forget()
+        self.left = self._settle_snapshots(target, self.health)
 
     def abort(self, role: Literal["source", "target"], notes: MutableMapping[str, str]) -> None:
-        """Put it back into the state it was in; what was done is in :attr:`aborted`."""
+        """Put it back into the state it was in; what was done is in :attr:`aborted`, what remains in :attr:`left`.
+
+        Raises:
+            CancelledError: It was called off; the message says how the instance was left. Can be repeated.
+            CvmMigrateError: What the cloud refuses; can be repeated.
+        """
         _refuse_source(role)
-        self.aborted = self._rescue(notes).on_abort()
+        self.aborted = self._rescue(notes).on_abort(cancel=self._cancel)
         self._forget()
+        self.left = _remaining(self.aborted.snapshots, "the migration was given up")
 
     # Inside
+
+    def _settle_snapshots(
+        self, target: RescueTarget, health: InstanceHealth
+    ) -> tuple[Finding, ...]:
+        """Delete the snapshots, if that is wanted and all is well; return what is to be told of those that remain."""
+        if not self.drop_snapshots:
+            return _remaining(target.snapshots, "drop_snapshots was not asked for")
+        if not health.healthy:
+            return _remaining(target.snapshots, " ".join(health.problems), asked=True)
+        try:
+            target.discard_snapshots(cancel=self._cancel)
+        except CancelledError as error:
+            error.message = f"{self.instance.instance_id} runs the copy, but deleting its snapshots was called off"
+            error.remedy = "Call finish() again: it deletes the rest"
+            raise
+        except CvmMigrateError as error:
+            # The server works already: no migration fails for what is left over.
+            return _remaining(target.snapshots, error.message, asked=True)
+        return ()
 
     def _rescue(self, notes: MutableMapping[str, str]) -> RescueTarget:
         return RescueTarget(self.instance, notes, wish=self._wish, ledger=self._ledger)
@@ -295,8 +339,8 @@ class CvmTarget:
 def parse_cvm(text: str, *, config: Path | None = None) -> CvmTarget:
     """Read ``cvm:REGION/INSTANCE``, with disks and settings: ``cvm:ap-guangzhou/ins-0/dev/vda?snapshots=no``.
 
-    Settings are ``endpoint``, ``data_port``, ``data_host``, ``source``, ``snapshots``, ``take_over``, ``ledger`` and
-    ``jump``; those that are yes or no are written so.
+    Settings are ``endpoint``, ``data_port``, ``data_host``, ``source``, ``snapshots``, ``drop_snapshots``,
+    ``take_over``, ``ledger`` and ``jump``; those that are yes or no are written so.
 
     Args:
         text: The text.
@@ -324,6 +368,7 @@ def parse_cvm(text: str, *, config: Path | None = None) -> CvmTarget:
         data_host=settings.pop("data_host", None),
         source=settings.pop("source", None),
         snapshots=_yes_or_no(settings, "snapshots", default=True),
+        drop_snapshots=_yes_or_no(settings, "drop_snapshots", default=False),
         take_over=_yes_or_no(settings, "take_over", default=False),
         ledger=settings.pop("ledger", None),
         config=config,
@@ -332,9 +377,29 @@ def parse_cvm(text: str, *, config: Path | None = None) -> CvmTarget:
     if settings:
         raise InvalidRequestError(
             f"{text!r} has unknown settings: {', '.join(settings)}",
-            remedy="Use endpoint, data_port, data_host, source, snapshots, take_over, ledger or jump",
+            remedy="Use endpoint, data_port, data_host, source, snapshots, drop_snapshots, take_over, ledger or"
+            " jump",
         )
     return made
+
+
+def _remaining(
+    snapshots: Sequence[DiskSnapshot], reason: str, *, asked: bool = False
+) -> tuple[Finding, ...]:
+    """Return what the caller should know of snapshots that are kept, and paid for."""
+    if not snapshots:
+        return ()
+    names = ", ".join(f"{one.snapshot_id} of {one.disk_id}" for one in snapshots)
+    ends = sorted({one.until for one in snapshots if one.until})
+    until = f"they delete themselves on {' and '.join(ends)}" if ends else "they may stay for ever"
+    return (
+        Finding(
+            Severity.WARNING if asked else Severity.INFO,
+            f"snapshots remain of what was on the target before: {names}",
+            f"{until}; {reason}",
+            "Delete them in the console once they are not wanted any more",
+        ),
+    )
 
 
 def _yes_or_no(settings: dict[str, str], name: str, *, default: bool) -> bool:
