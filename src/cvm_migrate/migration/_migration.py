@@ -98,6 +98,8 @@ class Migration:
             to.remember(self._job.checkpoint.notes)
         self._busy = threading.Lock()
         self._cutover: CutoverResult | None = None
+        # A step has told its caller that it was cancelled.
+        self._called_off = False
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -292,6 +294,7 @@ class Migration:
                 job.ends.close()
                 job.source.finish("source", job.checkpoint.notes)
                 job.target.finish("target", job.checkpoint.notes)
+                self._note_left()
         return self.report()
 
     def abort(self) -> Report:
@@ -309,6 +312,7 @@ class Migration:
                     )
                 except CvmMigrateError as error:
                     errors.append(error)
+            self._note_left()
             if errors:
                 raise errors[0]
             job.checkpoint.put("cutover", None)
@@ -438,6 +442,11 @@ class Migration:
         try:
             before = job.checkpoint.state
             reached = after(step, before)
+            if self._called_off and step in {Step.FINISH, Step.ABORT}:
+                # The caller knows that the work has ended, and asks for something else.
+                self._called_off = False
+                self._cancel.renew()
+            self._called_off = self._cancel.cancelled
             self._cancel.check()
             started = time.monotonic()
             job.emit(StepStarted(step.value))
@@ -446,6 +455,8 @@ class Migration:
                     job.ready()
                 yield before
             except BaseException as error:
+                if isinstance(error, CancelledError):
+                    self._called_off = self._cancel.cancelled
                 # What an agent was doing when the step failed is not known.
                 job.ends.suspect()
                 job.emit(
@@ -481,6 +492,18 @@ class Migration:
         """Keep what a check found; what forbids going on is refused by prepare() with an error of its kind."""
         for finding in report.findings:
             if finding.severity is Severity.WARNING:
+                self._job.note(
+                    finding.severity,
+                    finding.title,
+                    evidence=finding.evidence,
+                    remedy=finding.remedy,
+                )
+
+    def _note_left(self) -> None:
+        """Keep what the end of the migration left in the cloud."""
+        target = self._job.target
+        if isinstance(target, CvmTarget):
+            for finding in target.left:
                 self._job.note(
                     finding.severity,
                     finding.title,
