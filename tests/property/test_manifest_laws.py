@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cvm_migrate.delta import Manifest, chunks, compare, digest_of
@@ -44,6 +44,8 @@ def buffer_for(algorithm: str) -> bytearray:
     return bytearray(Manifest.bytes_needed(algorithm=algorithm, chunk=CHUNK, size=SIZE))
 
 
+# Behind the end of the disk, where a whole last chunk would reach.
+@example("xxh3-128", [(COUNT - 1, [bytes(length_of(COUNT - 1))]), ExtentMap([(SIZE, 1)])])
 @given(algorithms, st.lists(writes() | maps, max_size=8))
 def test_it_gives_back_what_it_was_given(
     algorithm: str, steps: list[tuple[int, list[bytes]] | ExtentMap]

@@ -224,7 +224,8 @@ class Manifest:
         """Call the digests of all chunks that *ranges* touch unknown."""
         self._unseal()
         blank = bytes(self._width)
-        for extent in ranges.align(self._chunk, self._size):
+        # A range behind the end touches no chunk, although the last one would reach there if it were whole.
+        for extent in ranges.clip(0, self._size).align(self._chunk, self._size):
             for number in range(extent.offset // self._chunk, -(-extent.end // self._chunk)):
                 if self._bits[number >> 3] >> (number & 7) & 1:
                     self._bits[number >> 3] &= ~(1 << (number & 7)) & 0xFF
