@@ -2,8 +2,10 @@
 
 from __future__ import absolute_import
 
+import errno
 import json
 import os
+import select
 import struct
 import subprocess
 import threading
@@ -11,6 +13,9 @@ import threading
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, List
+
+# Type checkers look at this module for Windows too, which lacks its `poll`.
+_select = select  # type: Any
 
 _LENGTH = struct.Struct(">I")
 
@@ -27,6 +32,21 @@ def start(command):
         close_fds=True,
         cwd="/",
     )
+
+
+def can_read(fd, seconds):
+    # type: (int, float) -> bool
+    """Wait until something can be read, or the other end is closed; a signal may end the wait early."""
+    # Not select, which fails with descriptors above 1023.
+    poll = _select.poll()
+    poll.register(fd, _select.POLLIN)
+    try:
+        return bool(poll.poll(int(seconds * 1000) + 1))
+    except (select.error, EnvironmentError) as error:
+        if error.args[0] == errno.EINTR:
+            return False
+        # Python 2 has a kind of its own.
+        raise OSError(error.args[0], "poll")
 
 
 def reap(process):

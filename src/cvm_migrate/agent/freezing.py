@@ -8,9 +8,9 @@ from __future__ import absolute_import
 
 import errno
 import os
-import select
 import sys
 import threading
+import time
 
 from cvm_migrate.agent import children, clock, freezer, mounts, names, watchdog
 from cvm_migrate.agent.verbs import AgentError, from_os_error, number, texts
@@ -67,9 +67,9 @@ class _Freeze(object):
         assert process.stdout is not None  # noqa: S101 - it is a pipe
         try:
             children.send(process.stdin.fileno(), {"mounts": self._mounts, "limit": self.limit})
-            ready = select.select([process.stdout], [], [], _START_SECONDS)[0]
+            ready = children.can_read(process.stdout.fileno(), _START_SECONDS)
             said = os.read(process.stdout.fileno(), 1) if ready else b""
-        except (EnvironmentError, select.error) as error:
+        except EnvironmentError as error:
             said = b""
             sys.stderr.write("cvm_migrate agent: watchdog: %s\n" % (error,))
         if said != watchdog.READY:
@@ -204,7 +204,7 @@ class _Freeze(object):
         self._watchdog.stdin.close()
         end = clock.monotonic() + _END_SECONDS
         while self._watchdog.poll() is None and clock.monotonic() < end:
-            select.select([], [], [], 0.005)
+            time.sleep(0.005)
 
     def _close(self):
         # type: () -> None

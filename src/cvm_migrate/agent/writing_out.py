@@ -8,7 +8,6 @@ from __future__ import absolute_import
 import ctypes
 import errno
 import os
-import select
 import sys
 
 from cvm_migrate.agent import children, clock, freezer
@@ -60,7 +59,7 @@ def _write_out(context, args, blob, reply):
     assert process.stdout is not None  # noqa: S101 - it is a pipe
     try:
         children.send(process.stdin.fileno(), mounts)
-        while not select.select([process.stdout], [], [], 0.1)[0]:
+        while not children.can_read(process.stdout.fileno(), 0.1):
             reply.check()
         outcome = children.receive(process.stdout.fileno())
     except (EnvironmentError, EOFError) as error:

@@ -5,7 +5,6 @@ from __future__ import absolute_import
 import errno
 import json
 import os
-import select
 import struct
 import sys
 import threading
@@ -146,7 +145,7 @@ class TracefsTracker(Tracker):
             left = end - time.time()
             if left <= 0:
                 raise OSError(errno.ETIMEDOUT, "the tracer does not answer")
-            if not _can_read(fd, left):
+            if not children.can_read(fd, left):
                 continue
             data = os.read(fd, length)
             if not data:
@@ -245,19 +244,6 @@ class TracefsTracker(Tracker):
         if process.returncode:
             with system.Tracefs() as tracefs:
                 remove_left_overs(tracefs)
-
-
-def _can_read(fd, seconds):
-    # type: (int, float) -> bool
-    # poll, as select fails with descriptors above 1023.
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    try:
-        return bool(poll.poll(seconds * 1000))
-    except (select.error, EnvironmentError) as error:
-        if error.args[0] == errno.EINTR:
-            return False
-        raise
 
 
 def _unpacked(pairs):
