@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import socket
@@ -261,6 +262,64 @@ def test_the_command_line_moves_a_disk_onto_an_instance(
     assert held(made, contents) == [True]
     assert made.state == "RUNNING"
     assert simulated.secret_key not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_fresh_process_gives_up_what_the_command_left_half_way(
+    simulated: TencentCloud, tmp_path: Path
+) -> None:
+    made = simulated.add_instance(system_disk=8 * MiB)
+    before = os.urandom(8 * MiB)
+    made.disks[0].path.write_bytes(before)
+    source, contents = image(tmp_path, 8 * MiB)
+    to = f"cvm:{made.region}/{made.instance_id}?endpoint={simulated.endpoint}&data_port={free_port()}"
+    state = str(tmp_path / "state")
+    simulated.fail("unauthorized", action="ExitRescueMode", times=None)
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "cvm_migrate", *words, "--state", state, "--json", "--quiet"],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            env={**os.environ, **simulated.environment},
+        )
+
+    ran = call("run", "--source", source.description, "--target", to)
+    stuck, written = made.state, held(made, contents)
+    simulated.heal()
+    aborted = call("abort")
+
+    assert (stuck, written) == ("RESCUE_MODE", [True])
+    assert ran.returncode == 8, ran.stderr
+    assert "rescue mode" in json.loads(ran.stdout)["error"]["half_way"]
+    assert "abort --state" in ran.stderr.splitlines()[-1]
+    assert aborted.returncode == 0, aborted.stderr
+    assert made.state == "RUNNING"
+    assert held(made, [before]) == [True]
+    assert rules(simulated, made) == []
+
+
+def test_a_report_says_when_the_instance_is_half_way(
+    simulated: TencentCloud, tmp_path: Path
+) -> None:
+    made = simulated.add_instance(system_disk=4 * MiB)
+    source, _ = image(tmp_path, 4 * MiB)
+
+    def told(migration: Migration) -> list[str]:
+        titles = [finding.title for finding in migration.report().findings]
+        return [title for title in titles if "half way" in title]
+
+    with Migration(source, target(simulated, made), state=tmp_path / "state") as migration:
+        assert (migration.half_way, told(migration)) == (None, [])
+        migration.prepare()
+        assert "rescue mode" in str(migration.half_way)
+        assert len(told(migration)) == 1
+        migration.full_sync()
+        migration.cutover()
+        migration.finish()
+        assert (migration.half_way, told(migration)) == (None, [])
 
 
 def test_the_command_line_s_text_names_region_instance_disks_and_settings() -> None:

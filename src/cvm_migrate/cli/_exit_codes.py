@@ -24,6 +24,7 @@ class ExitCode(enum.IntEnum):
     SECURITY = 5
     NOT_IDENTICAL = 6
     NOT_POSSIBLE = 7
+    HALF_WAY = 8
     DEFECT = 70
     INTERRUPTED = 130
 
@@ -38,9 +39,15 @@ _BRANCHES: tuple[tuple[type[CvmMigrateError], ExitCode], ...] = (
 )
 
 
-def exit_code(error: CvmMigrateError) -> ExitCode:
-    """Return the code for an error of the library."""
+def exit_code(error: CvmMigrateError, *, half_way: bool = False) -> ExitCode:
+    """Return the code for an error of the library.
+
+    Args:
+        error: The error.
+        half_way: Whether an instance was left in a state that somebody has to lead out of.
+    """
     for branch, code in _BRANCHES:
         if isinstance(error, branch):
-            return code
+            alone = code in {ExitCode.REQUEST, ExitCode.CONDITION}
+            return ExitCode.HALF_WAY if half_way and alone else code
     return ExitCode.DEFECT

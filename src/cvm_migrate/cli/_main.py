@@ -62,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with _interruptible():
         try:
             result, code = _COMMANDS[parsed.command](parsed, _nothing if parsed.quiet else display)
+        except _HalfWayError as left:
+            display.close()
+            return _fail(left.error, as_json=parsed.json, half_way=left.how)
         except CvmMigrateError as error:
             display.close()
             return _fail(error, as_json=parsed.json)
@@ -86,6 +89,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+class _HalfWayError(Exception):
+    """Something failed, and an instance was left half way.
+
+    Args:
+        error: What failed.
+        how: In which state, and what leads out of it.
+    """
+
+    def __init__(self, error: CvmMigrateError, how: str) -> None:
+        super().__init__(error, how)
+        self.error = error
+        self.how = how
+
+
+@contextlib.contextmanager
+def _minding(migration: Migration) -> Generator[None]:
+    """Have what fails say how the instance was left."""
+    try:
+        yield
+    except (CvmMigrateError, KeyboardInterrupt) as error:
+        how = migration.half_way
+        if how is None:
+            raise
+        failed = error if isinstance(error, CvmMigrateError) else _INTERRUPTED
+        raise _HalfWayError(failed, how) from error
+
+
 class _UsageError(InvalidRequestError):
     """The words of the command line are wrong."""
 
@@ -98,9 +128,11 @@ class _Parser(argparse.ArgumentParser):
         raise _UsageError(message, remedy=f"See {self.prog} --help")
 
 
-def _fail(error: CvmMigrateError, *, as_json: bool) -> ExitCode:
-    _print_error(error, as_json=as_json)
-    return exit_code(error)
+def _fail(error: CvmMigrateError, *, as_json: bool, half_way: str | None = None) -> ExitCode:
+    _print_error(error, as_json=as_json, half_way=half_way)
+    if error is _INTERRUPTED:
+        return ExitCode.INTERRUPTED
+    return exit_code(error, half_way=half_way is not None)
 
 
 def _defect(error: Exception) -> DefectError:
@@ -162,7 +194,7 @@ def _interruptible() -> Generator[None]:
             signal.signal(number, handler)
 
 
-def _print_error(error: CvmMigrateError, *, as_json: bool) -> None:
+def _print_error(error: CvmMigrateError, *, as_json: bool, half_way: str | None = None) -> None:
     if as_json:
         facts = {
             "type": "InvalidRequestError"
@@ -178,10 +210,13 @@ def _print_error(error: CvmMigrateError, *, as_json: bool) -> None:
             "code": error.code,
             "action": error.action,
             "request_id": error.request_id,
+            "half_way": half_way,
         }
         with contextlib.suppress(OSError):
             print(json.dumps({"error": facts}, indent=2), flush=True)
     _say(f"cvm-migrate: {error}")
+    if half_way is not None:
+        _say(f"cvm-migrate: half way: {half_way} (cvm-migrate abort --state DIR)")
 
 
 def _size(text: str) -> int:
@@ -317,7 +352,7 @@ def _run(parsed: argparse.Namespace, observer: Observer) -> tuple[Result, int]:
             " ended while the instance waits for migration",
             remedy="Give --state DIR, the same at each call",
         )
-    with _migration(parsed, observer) as migration:
+    with _migration(parsed, observer) as migration, _minding(migration):
         if parsed.state is not None:
             keep(parsed.state, parsed)
         report = migration.run(force=parsed.force)
@@ -342,7 +377,7 @@ def _abort(parsed: argparse.Namespace, observer: Observer) -> tuple[Result, int]
             remedy="Give the same --state as when it was run",
         )
     complete(parsed.state, parsed)
-    with _migration(parsed, observer) as migration:
+    with _migration(parsed, observer) as migration, _minding(migration):
         return migration.abort(), ExitCode.DONE
 
 

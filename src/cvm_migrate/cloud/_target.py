@@ -209,6 +209,20 @@ class RescueTarget:
         listed: list[dict[str, str]] = json.loads(self._notes.get(_SNAPSHOTS, "[]"))
         return tuple(DiskSnapshot(**snapshot) for snapshot in listed)
 
+    @property
+    def half_way(self) -> str | None:
+        """In which state the instance may be because of this migration; ``None`` where nothing is left to be done."""
+        own, entered = self.instance.instance_id, self._notes.get(_ENTERED)
+        if _UNDOING in self._notes:
+            return f"{own} is off and its disks are half put back: only abort() mends that"
+        if entered in {"perhaps", "yes"}:
+            return f"{own} waits for migration (rescue mode), or may: go on, or bring it back with abort()"
+        if _HANDED_OVER not in self._notes and entered == "left":
+            return f"{own} left rescue mode and was not started: abort() ends what it began"
+        if _PORT in self._notes:
+            return f"the rule for the data port of {own} may still be in its security group: repeat the last step"
+        return None
+
     def on_abort(
         self,
         *,

@@ -226,6 +226,10 @@ class CvmTarget:
         _refuse_source(role)
         return self._rescue(self._notes).check()
 
+    def half_way(self, notes: MutableMapping[str, str]) -> str | None:
+        """Return in which state the instance may be because of this migration; ``None`` where nothing is left to do."""
+        return self._rescue(notes).half_way
+
     def check_source(self, sizes: Sequence[int], facts: HostFacts) -> Sequence[Finding]:
         """Return what speaks against this source on this instance; it is remembered until the target begins.
 

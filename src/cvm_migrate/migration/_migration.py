@@ -39,7 +39,7 @@ from cvm_migrate.migration._results import (
     SyncResult,
 )
 from cvm_migrate.migration._steps import TRANSITIONS, State, Step, after
-from cvm_migrate.model import ExtentMap, Severity
+from cvm_migrate.model import ExtentMap, Finding, Severity
 
 _Result = TypeVar("_Result")
 
@@ -410,8 +410,29 @@ class Migration:
             rung=known["rung"] if tracking is None else tracking.rung,
             refused=known["refused"] if tracking is None else dict(tracking.refused),
             cutover=self._cutover or (None if record is None else CutoverResult.from_dict(record)),
-            findings=tuple(job.findings),
+            findings=(*job.findings, *self._unfinished()),
         )
+
+    @property
+    def half_way(self) -> str | None:
+        """In which state the instance that is the target may be now, so that somebody has to go on or give up.
+
+        ``None`` where nothing is left to be done: before the first change, and after a successful :meth:`finish` or
+        :meth:`abort`.
+        """
+        job = self._job
+        if not isinstance(job.target, CvmTarget):
+            return None
+        if job.checkpoint.state in {State.FINISHED, State.ABORTED}:
+            return None
+        return job.target.half_way(job.checkpoint.notes)
+
+    def _unfinished(self) -> tuple[Finding, ...]:
+        left = self.half_way
+        if left is None:
+            return ()
+        title = "This migration is half way"
+        return (Finding(Severity.WARNING, title, left, "Repeat the last step, or call abort()"),)
 
     def target_was_written(self, *, reason: str = "the copy was adapted") -> None:
         """Say that something was written on the target, such as changes that make it boot.
