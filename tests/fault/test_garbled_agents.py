@@ -134,7 +134,9 @@ def test_an_answer_with_wrong_fields_is_a_protocol_error(name: str) -> None:
         agent.open_disk("/dev/x")
 
 
-@pytest.mark.parametrize("verb", ["facts", "freeze", "thaw", "track", "collect", "read_back"])
+@pytest.mark.parametrize(
+    "verb", ["facts", "freeze", "thaw", "track", "collect", "read_back", "reach", "measure"]
+)
 def test_every_kind_of_answer_is_checked(verb: str) -> None:
     program = """
 hello()
@@ -151,6 +153,8 @@ while True:
             "track": lambda: agent.start_tracking([DISK], rungs=["ebpf"]),
             "collect": lambda: agent.collect_changes(DISK),
             "read_back": lambda: agent.read_back(1, 0),
+            "reach": lambda: agent.reach("localhost", 1, timeout=1.0),
+            "measure": lambda: agent.measure(1, seconds=1.0),
         }
         with pytest.raises(ProtocolError):
             calls[verb]()

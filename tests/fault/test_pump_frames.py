@@ -21,7 +21,12 @@ import zstandard
 from capabilities import require
 from cvm_migrate.agent import digests
 from cvm_migrate.agent.pump import frames
-from cvm_migrate.errors import CvmMigrateError, DefectError, PeerRefusedError
+from cvm_migrate.errors import (
+    ConnectionLostError,
+    CvmMigrateError,
+    DefectError,
+    PeerRefusedError,
+)
 from cvm_migrate.model import TlsIdentity
 from cvm_migrate.transport import mint_identities
 from rig import loopdev, pumps
@@ -145,6 +150,11 @@ def _data(payload: bytes, **changes: Any) -> bytes:
     return frames.encode_header(frames.DATA, **(fields | changes)) + payload
 
 
+def _probe(payload: bytes, **changes: Any) -> bytes:
+    fields: dict[str, Any] = {"size": len(payload), "sequence": 1, "length": len(payload)}
+    return frames.encode_header(frames.PROBE, **(fields | changes)) + payload
+
+
 _BLOCK = b"\xab" * 4096
 
 _ENDING = {
@@ -172,6 +182,23 @@ _ENDING = {
         frames.ZERO, size=9, disk=1, sequence=1, length=4096
     )
     + b"x" * 9,
+    "an-empty-probe": frames.encode_header(frames.PROBE, sequence=1),
+    "an-enormous-probe": frames.encode_header(
+        frames.PROBE, size=1 << 31, sequence=1, length=1 << 31
+    ),
+    "a-probe-of-two-sizes": frames.encode_header(frames.PROBE, size=9, sequence=1, length=8)
+    + b"x" * 9,
+    "a-probe-that-is-compressed": frames.encode_header(
+        frames.PROBE, size=9, codec=frames.ZLIB, sequence=1, length=9
+    )
+    + b"x" * 9,
+    "a-probe-for-a-disk": frames.encode_header(frames.PROBE, size=9, disk=1, sequence=1, length=9)
+    + b"x" * 9,
+    "a-probe-with-an-offset": frames.encode_header(
+        frames.PROBE, size=9, sequence=1, offset=4096, length=9
+    )
+    + b"x" * 9,
+    "a-probe-out-of-order": _probe(b"x", sequence=2),
     "enormous-json": struct.pack(">BBHI", frames.HELLO, 0, 0, 1 << 31) + b"\0" * 56,
     "zero-bytes": b"\0" * 64,
 }
@@ -233,6 +260,34 @@ def test_a_chunk_that_is_not_what_it_says_is_not_written(
         assert (header.kind, header.sequence, facts["code"]) == (frames.FAILED, 1, "internal")
     (pid,) = pumps.pump_pids(pair.target)
     assert pumps.peak_memory(pid) < _MEMORY
+
+
+@pytest.mark.usefixtures("disk")
+def test_probes_are_answered_and_written_nowhere(pair: Pair, tmp_path: Path) -> None:
+    with _line(pair, tmp_path) as line:
+        line.send(_probe(_BLOCK) + _probe(b"\xff" * frames.MAX_CHUNK, sequence=2))
+        last = 0
+        while last < 2:
+            answer = line.next()
+            assert answer is not None
+            assert answer[0].kind == frames.ACK
+            last = answer[0].sequence
+    assert pair.received("bytes") == 0
+    assert pair.read_back().bytes == 0
+    (pid,) = pumps.pump_pids(pair.target)
+    assert pumps.peak_memory(pid) < _MEMORY
+
+
+@pytest.mark.usefixtures("disk")
+def test_nothing_is_taken_in_before_a_hello(pair: Pair, tmp_path: Path) -> None:
+    with _line(pair, tmp_path, hello=False) as line:
+        line.send(_probe(_BLOCK))
+        answer = line.next()
+
+        assert answer is not None
+        assert answer[0].kind == frames.REFUSED
+    assert pair.received("refused") == 1
+    assert pair.received("wire") == 0
 
 
 @pytest.mark.usefixtures("disk")
@@ -374,6 +429,7 @@ _INSTEAD_OF_ACK = {
     "flushed": frames.encode_json(frames.FLUSHED, {"seconds": 1}, sequence=1),
     "a-failure-without-facts": frames.encode_json(frames.FAILED, {}, sequence=1),
     "a-chunk": _data(_BLOCK),
+    "a-probe": _probe(_BLOCK),
 }
 
 
@@ -393,6 +449,17 @@ def test_a_receiver_that_answers_with_something_else_is_an_error(
             pair.stream()
         (pid,) = pumps.pump_pids(pair.source)
         assert pumps.peak_memory(pid) < _MEMORY
+
+
+def test_a_receiver_that_confirms_no_probe_is_an_error_in_time(pair: Pair, tmp_path: Path) -> None:
+    def behave(secure: ssl.SSLSocket) -> None:
+        _welcome(secure)
+        _await_end(secure)
+
+    with _false_receiver(pair, tmp_path, behave):
+        pair.connect(patience=20.0, streams=1)
+        with pytest.raises(ConnectionLostError):
+            pair.source.measure(pair.pump, seconds=0.2)
 
 
 def test_a_receiver_that_hangs_up_again_and_again_uses_patience_up(

@@ -61,6 +61,10 @@ class Machine:
             raise errors[0]
         return results[0]
 
+    def ip(self, *words: str) -> None:
+        """Change its network with ``ip``."""
+        _in(self.holder, "ip", *words)
+
     def carried(self) -> int:
         """Bytes that have gone in and out of it."""
         table = _in(self.holder, "cat", "/proc/net/dev")

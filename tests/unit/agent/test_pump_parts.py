@@ -35,6 +35,7 @@ def test_any_64_bytes_are_a_bounded_header_or_an_error(data: bytes, from_sender:
         return
     assert header.size <= frames.MAX_CHUNK
     assert header.kind != frames.DATA or header.size <= header.length
+    assert header.kind != frames.PROBE or header.size == header.length
 
 
 @given(
