@@ -317,7 +317,10 @@ def _open(folder: Path | None) -> sqlite3.Connection:
 def _translate(error: sqlite3.Error, folder: Path | None) -> Exception:
     code = getattr(error, "sqlite_errorcode", None)
     primary = None if code is None else code & 0xFF
-    if primary == sqlite3.SQLITE_FULL:
+    # Where no file can be made any more, SQLite only says that it cannot open its journal.
+    if primary == sqlite3.SQLITE_FULL or (
+        primary == sqlite3.SQLITE_CANTOPEN and _has_no_room(folder)
+    ):
         return NoRoomError(f"no room for the state in {folder}", device=str(folder))
     if primary in {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}:
         return InvalidRequestError(
@@ -332,7 +335,23 @@ def _translate(error: sqlite3.Error, folder: Path | None) -> Exception:
             remedy="Give this process the right to write there, or use another state directory",
             device=str(folder),
         )
-    return ConditionError(f"the state in {folder}: {error}", device=str(folder))
+    return ConditionError(
+        f"the state in {folder}: {error}",
+        remedy="Look at that folder's disk and free space, then repeat the step",
+        device=str(folder),
+    )
+
+
+def _has_no_room(folder: Path | None) -> bool:
+    statvfs = getattr(os, "statvfs", None)
+    if folder is None or statvfs is None:
+        return False
+    try:
+        room = statvfs(folder)
+    except OSError:
+        return False
+    # File systems without a table of inodes count none.
+    return bool(room.f_bavail == 0 or (room.f_files > 0 and room.f_favail == 0))
 
 
 def _os_error(error: OSError, folder: Path) -> Exception:
