@@ -139,6 +139,20 @@ def test_a_quota_that_is_used_up_is_named(simulated: TencentCloud) -> None:
         Snapshots(instance(simulated, made)).create("tag1")
 
 
+def test_a_snapshot_that_failed_before_it_was_seen_is_not_waited_for(
+    simulated: TencentCloud,
+) -> None:
+    made = add(simulated)
+    # The second fails while the first is waited for.
+    simulated.fail("failed-operation", action="CreateSnapshot", nth=2)
+
+    with pytest.raises(NotFoundError, match="vanished") as caught:
+        instance(simulated, made).snapshots.create("tag1")
+
+    assert caught.value.remedy
+    assert len(instance(simulated, made).snapshots.create("tag1")) == 2
+
+
 @pytest.mark.parametrize("tag", ["", "with blank", "x" * 21])
 def test_a_tag_that_the_name_has_no_room_for_is_refused(simulated: TencentCloud, tag: str) -> None:
     with pytest.raises(InvalidRequestError):

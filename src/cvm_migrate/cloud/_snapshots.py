@@ -31,6 +31,9 @@ SNAPSHOT_SECONDS: Final = 4 * 3600.0
 # Roll-backs begin some time after the call: a disk counts as back after so many quiet looks.
 _QUIET_LOOKS: Final = 2
 
+# A snapshot that was promised and is not listed after so many looks is not made.
+_LOOKS_FOR_IT: Final = 20
+
 # States of a disk that end by themselves.
 _MOVING: Final = frozenset({"ATTACHING", "DETACHING", "ROLLBACKING", "EXPANDING"})
 
@@ -266,7 +269,7 @@ class Snapshots:
     def _wait_done(
         self, snapshot: DiskSnapshot, deadline: Deadline, cancel: CancelToken | None
     ) -> None:
-        seen = False
+        seen, looks = False, 0
         while True:
             answer = self._instance.read(
                 lambda: self._instance.client.describe_snapshots(
@@ -279,7 +282,8 @@ class Snapshots:
             page = children(answer, "SnapshotSet")
             if page and page[0].get("SnapshotState") == "NORMAL":
                 return
-            if seen and not page:
+            looks += 1
+            if not page and (seen or looks >= _LOOKS_FOR_IT):
                 raise NotFoundError(
                     f"the snapshot {snapshot.snapshot_id} of {snapshot.disk_id} vanished while it was made",
                     remedy="Repeat the step; if it recurs, look at the quota of snapshots",
