@@ -11,11 +11,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from capabilities import require
-from cvm_migrate import CvmTarget, ImageFile, Migration, Severity, parse_endpoint
+from cvm_migrate import CvmTarget, ImageFile, Migration, Options, Severity, parse_endpoint
 from cvm_migrate.errors import (
     ConditionError,
     CredentialsError,
@@ -96,6 +97,55 @@ def test_a_server_s_disks_are_moved_onto_an_instance_which_then_runs_them(
         "STARTING",
         "RUNNING",
     )
+
+
+def test_the_data_s_port_is_tried_before_the_rescue_mode_and_measured_in_it(
+    simulated: TencentCloud, tmp_path: Path
+) -> None:
+    """The source asks whether its packets get there, and once an agent is there, how fast they go."""
+    made = simulated.add_instance(system_disk=8 * MiB)
+    source, _ = image(tmp_path, 8 * MiB)
+    port = free_port()
+
+    with Migration(source, CvmTarget(instance(simulated, made), data_port=port)) as migration:
+        before = migration.check().findings
+        assert made.state == "RUNNING"
+        after = migration.prepare().findings
+        again = migration.prepare().findings
+        migration.abort()
+
+    (tried,) = [one for one in before if f"port {port} of 127.0.0.1" in one.title]
+    assert tried.severity is Severity.INFO
+    assert "answers the source" in tried.title
+    (measured,) = [one for one in after if one.title.startswith("data goes to 127.0.0.1")]
+    assert measured.severity is Severity.INFO
+    assert f"port {port}, at " in measured.title
+    assert "MTU" in measured.title
+    assert after == again
+
+
+def test_a_port_that_the_source_cannot_reach_is_named_before_the_rescue_mode(
+    simulated: TencentCloud, tmp_path: Path
+) -> None:
+    """What will be done instead is said as well."""
+    made = simulated.add_instance(system_disk=8 * MiB)
+    source, _ = image(tmp_path, 8 * MiB)
+    ways: list[tuple[Literal["auto", "direct"], str]] = [
+        ("auto", "through SSH"),
+        ("direct", "prepare() fails"),
+    ]
+    for route, says in ways:
+        # "This network" can be no one's address: the system refuses at once.
+        to = CvmTarget(instance(simulated, made), data_port=free_port(), data_host="0.0.0.1")
+        with Migration(source, to, options=Options(route=route)) as migration:
+            report = migration.check()
+
+        (warning,) = [one for one in report.findings if "of 0.0.0.1" in one.title]
+        assert warning.severity is Severity.WARNING
+        assert "unreachable" in warning.evidence
+        assert "data_host=" in warning.remedy
+        assert says in warning.remedy
+    assert made.state == "RUNNING"
 
 
 def test_a_migration_that_is_given_up_leaves_the_instance_as_it_was(

@@ -24,6 +24,7 @@ from cvm_migrate.errors import (
     UnsafeTargetError,
     UnsupportedError,
 )
+from cvm_migrate.model import Severity
 from cvm_migrate.transport import start_ssh_agent
 from rig import loopdev
 from rig.processes import children, wait_until
@@ -177,6 +178,49 @@ def test_data_goes_through_ssh_where_the_port_cannot_be_reached(
 
         with pytest.raises(ConnectionLostError, match=r"0\.0\.0\.1"):
             move(LocalHost(disks=[source]), to, route="direct", patience=1, attempts=1)
+
+
+def test_a_check_measures_the_way_through_ssh_where_the_port_cannot_be_reached(
+    disks: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """It says why, which way data will take, and what that carries; afterwards nothing of it is left."""
+    source, target = disks
+    with host(tmp_path / "host", "2.7") as server:
+        # "This network" can be no one's address: the system refuses at once.
+        to = ssh_host(server, target, data_host="0.0.0.1")
+        with Migration(LocalHost(disks=[source]), to) as migration:
+            report = migration.check()
+            clients = children(os.getpid(), "-W ")
+        with Migration(
+            LocalHost(disks=[source]), to, options=Options(route="direct")
+        ) as migration:
+            (blocker,) = migration.check().blockers
+
+    assert report.possible
+    (warning,) = [one for one in report.findings if "will go through SSH" in one.title]
+    assert warning.severity is Severity.WARNING
+    assert "0.0.0.1" in warning.evidence
+    assert "data_host=" in warning.remedy
+    (measured,) = [one for one in report.findings if one.title.startswith("data goes through SSH")]
+    assert measured.severity is Severity.INFO
+    assert "/s, " in measured.title
+    assert report.estimated_seconds is not None
+    assert clients == []
+    assert "0.0.0.1" in blocker.title
+
+
+def test_a_check_names_what_keeps_data_from_every_way(
+    disks: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Neither the port nor SSH: one blocker with both reasons."""
+    source, target = disks
+    with host(tmp_path / "host", "3.11", settings="AllowTcpForwarding no") as server:
+        to = ssh_host(server, target, data_host="0.0.0.1")
+        with Migration(LocalHost(disks=[source]), to, options=Options(patience=1)) as migration:
+            (blocker,) = migration.check().blockers
+
+    assert "0.0.0.1" in blocker.evidence
+    assert "through SSH" in blocker.evidence
 
 
 def test_a_remote_source_finds_a_caller_whose_address_nobody_knows(tmp_path: Path) -> None:

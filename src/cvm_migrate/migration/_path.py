@@ -167,7 +167,7 @@ class PathCheck:
                 Severity.BLOCKER,
                 f"no data can go from {self._job.source.description} to {self._job.target.description}",
                 "; ".join(filter(None, (reason, f"through SSH: {error.message}"))),
-                remedy or error.remedy or "",
+                ". For SSH: ".join(filter(None, (remedy, error.remedy))),
             )
             return None
         if reason:
