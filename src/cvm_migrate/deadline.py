@@ -38,7 +38,9 @@ class Deadline:
         left = self._end - self._clock()
         if left <= 0:
             raise DeadlineError(
-                f"{doing} did not end within {self._seconds:g} s", seconds=self._seconds
+                f"{doing} did not end within {self._seconds:g} s",
+                remedy="Repeat the step, with more time if it needs it",
+                seconds=self._seconds,
             )
         return left
 
@@ -74,7 +76,10 @@ class CancelToken:
             CancelledError: :meth:`cancel` was called.
         """
         if self._event.is_set():
-            raise CancelledError("the caller called the work off")
+            raise CancelledError(
+                "the caller called the work off",
+                remedy="What has been reached stays: a new Migration with the same state directory goes on",
+            )
 
     def wait(self, seconds: float) -> bool:
         """Sleep, but no longer than until the call to end; return :attr:`cancelled`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,7 +109,71 @@ def test_a_disk_that_does_not_exist_is_named(role: str, source: Path) -> None:
     missing = Path("/dev/no-such-disk")
     pair = (missing, source) if role == "source" else (source, missing)
 
-    assert str(missing) in _refused(*pair, NotFoundError, untouched=source)
+    text = _refused(*pair, NotFoundError, untouched=source)
+    assert str(missing) in text
+    assert "lsblk" in text
+    assert "its disks are: /dev/" in text
+
+
+def test_an_image_that_does_not_exist_is_looked_for_at_its_path(
+    source: Path, tmp_path: Path
+) -> None:
+    """Nobody is sent to lsblk for a file; check() and prepare() say the same."""
+    missing = tmp_path / "missing.img"
+    with Migration(ImageFile(missing), LocalHost(disks=[source])) as migration:
+        report = migration.check()
+        with pytest.raises(NotFoundError, match="Look at the path") as caught:
+            migration.prepare()
+
+    assert str(missing) in str(caught.value)
+    assert any("Look at the path" in finding.remedy for finding in report.blockers)
+
+
+@pytest.mark.parametrize(
+    ("size", "sector", "advice"),
+    [
+        (8 * MiB + 100, 512, "Look whether the image is whole and raw"),
+        (8 * MiB + 512, 4096, "Use a target with logical blocks of 512 bytes"),
+    ],
+)
+def test_an_image_whose_end_the_target_cannot_hold_is_refused(
+    size: int, sector: int, advice: str, tmp_path: Path
+) -> None:
+    """The message has both sizes and the command that mends the image, which then is copied."""
+    require("loop")
+    image = tmp_path / "image.raw"
+    image.write_bytes(os.urandom(size))
+    with loopdev.loop_device(tmp_path / "target.img", 16 * MiB, sector=sector) as target:
+        before = target.read_bytes()
+        with Migration(ImageFile(image), LocalHost(disks=[target])) as migration:
+            report = migration.check()
+            with pytest.raises(UnsafeTargetError) as caught:
+                migration.prepare()
+        assert target.read_bytes() == before
+        text = str(caught.value)
+        assert f"{size} bytes are {size // sector} blocks of {sector} bytes" in text
+        assert advice in text
+        assert any(advice in finding.remedy for finding in report.blockers)
+
+        command = next(part for part in text.split("; ") if "truncate -s" in part)
+        subprocess.run(
+            command[command.index("truncate") :].partition(" appends")[0].split(), check=True
+        )
+        assert image.stat().st_size == -(-size // sector) * sector
+        with Migration(ImageFile(image), LocalHost(disks=[target])) as migration:
+            assert migration.run().proven
+        assert target.read_bytes()[: image.stat().st_size] == image.read_bytes()
+
+
+def test_an_image_of_an_odd_size_is_no_source_for_an_image_either(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(os.urandom(MiB + 1))
+    with Migration(ImageFile(tmp_path / "a"), ImageFile(tmp_path / "b")) as migration:
+        report = migration.check()
+        with pytest.raises(UnsafeTargetError, match="truncate"):
+            migration.prepare()
+
+    assert not report.possible
+    assert not (tmp_path / "b").exists()
 
 
 def test_without_rights_it_is_said(source: Path, tmp_path: Path) -> None:
@@ -129,7 +194,7 @@ def test_without_rights_it_is_said(source: Path, tmp_path: Path) -> None:
         ) as migration,
     ):
         report = migration.check()
-        with pytest.raises(PermissionDeniedError):
+        with pytest.raises(PermissionDeniedError, match="sudo=True"):
             migration.prepare()
 
     assert any("not root" in finding.title for finding in report.findings)

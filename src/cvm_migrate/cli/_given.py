@@ -40,7 +40,11 @@ def keep(state: Path, parsed: argparse.Namespace) -> None:
             os.fsync(file.fileno())
         new.replace(state / _FILE)
     except PermissionError as error:
-        raise PermissionDeniedError(f"{state} cannot be written", device=str(state)) from error
+        raise PermissionDeniedError(
+            f"{state} cannot be written",
+            remedy="Give this process the right to write there, or use another state directory",
+            device=str(state),
+        ) from error
     except OSError as error:
         raise NoRoomError(f"{state} cannot be written: {error}", device=str(state)) from error
 

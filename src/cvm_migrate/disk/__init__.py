@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from cvm_migrate.disk._inventory import (
     find_disk,
+    missing_remedy,
     mounts_on,
     ranges_on,
     reachable,
     swaps_on,
     unfreezable,
 )
-from cvm_migrate.disk._target import Place, check_target, refuse_unsafe
+from cvm_migrate.disk._target import Place, check_target, refuse_unsafe, uneven
 
 __all__ = [
     "Place",
     "check_target",
     "find_disk",
+    "missing_remedy",
     "mounts_on",
     "ranges_on",
     "reachable",
     "refuse_unsafe",
     "swaps_on",
+    "uneven",
     "unfreezable",
 ]

@@ -28,6 +28,10 @@ _UNFREEZABLE = MappingProxyType(
 )
 
 
+# Disks that a message names: a host can have hundreds.
+_LISTED = 12
+_MADE = ("loop", "ram", "zram", "nbd")
+
 # Nothing can write to these, so there is nothing to freeze, and FIFREEZE refuses them.
 _READ_ONLY = frozenset({"cramfs", "erofs", "iso9660", "romfs", "squashfs"})
 
@@ -47,13 +51,8 @@ def find_disk(facts: HostFacts, path: str) -> DiskFacts:
     """
     node = Graph(facts).find(path)
     if node is None:
-        known = ", ".join(
-            f"{disk.path} ({format_size(disk.size)})" for disk in facts.disks if disk.size
-        )
         raise NotFoundError(
-            f"{facts.hostname} has no disk {path}",
-            device=path,
-            remedy=f"Its disks are: {known}" if known else "It lists no disk at all",
+            f"{facts.hostname} has no disk {path}", device=path, remedy=missing_remedy(facts, path)
         )
     if node.partition is not None:
         raise InvalidRequestError(
@@ -62,6 +61,24 @@ def find_disk(facts: HostFacts, path: str) -> DiskFacts:
             remedy=f"Give the whole disk, {node.disk.path}: a system is moved with its partition table",
         )
     return node.disk
+
+
+def missing_remedy(facts: HostFacts, path: str) -> str:
+    """Return what to do where a host has no disk or image file of that name.
+
+    Args:
+        facts: Of the host.
+        path: What was looked for.
+    """
+    host = facts.hostname
+    if path.startswith("/") and not path.startswith("/dev/"):
+        return f"Look at the path on {host}: the file must be there, and its file system mounted"
+    # Those that a system lies on first, then what is made in memory or of files.
+    disks = sorted(facts.disks, key=lambda disk: disk.name.startswith(_MADE))
+    known = [f"{disk.path} ({format_size(disk.size)})" for disk in disks if disk.size]
+    there = ", ".join(known[:_LISTED]) + (", ..." if len(known) > _LISTED else "")
+    found = f"its disks are: {there}" if known else "it lists no disk at all"
+    return f"List the disks on {host} with lsblk, and name one of them; {found}"
 
 
 def mounts_on(facts: HostFacts, disks: Iterable[str | DiskFacts]) -> tuple[MountFacts, ...]:
@@ -171,7 +188,11 @@ def _node(graph: Graph, disk: str | DiskFacts) -> Node:
     node = graph.find(disk.path if isinstance(disk, DiskFacts) else disk)
     if node is None:
         name = disk.path if isinstance(disk, DiskFacts) else disk
-        raise NotFoundError(f"{graph.facts.hostname} has no disk {name}", device=name)
+        raise NotFoundError(
+            f"{graph.facts.hostname} has no disk {name}",
+            device=name,
+            remedy=missing_remedy(graph.facts, name),
+        )
     return node
 
 

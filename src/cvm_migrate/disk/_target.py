@@ -13,6 +13,9 @@ from cvm_migrate.errors import UnsafeTargetError
 from cvm_migrate.model import Finding, HostFacts, OpenDisk, Severity
 from cvm_migrate.units import format_size
 
+# The least that any disk is written in, in bytes.
+_SECTOR = 512
+
 
 @attrs.frozen
 class Place:
@@ -84,6 +87,33 @@ def refuse_unsafe(findings: Iterable[Finding], device: str) -> None:
         )
 
 
+def uneven(source: str, size: int, target: str, block: int) -> Finding | None:
+    """Return what is wrong if a target cannot hold a source to its last byte.
+
+    Args:
+        source: What would be copied.
+        size: Its bytes.
+        target: The device that would be written.
+        block: Its logical block size: it takes nothing smaller.
+    """
+    if not size % block:
+        return None
+    round_up = f"truncate -s %{block} {source} appends the zeroes that are missing"
+    if size % _SECTOR:
+        # No disk has such a size.
+        remedy = (
+            "Look whether the image is whole and raw: compare its size with that of the disk it was made of, and"
+            f" convert other formats (qemu-img convert -O raw). If it is, {round_up}"
+        )
+    else:
+        remedy = f"Use a target with logical blocks of {_SECTOR} bytes; or, if the source is an image file, {round_up}"
+    return _blocker(
+        f"The size of {source} is no multiple of what the target {target} is written in",
+        f"{size} bytes are {size // block} blocks of {block} bytes and {size % block} bytes",
+        remedy,
+    )
+
+
 def _device(graph: Graph, place: Place) -> Node | None:
     if place.identity is not None:
         kind, _, number = place.identity.partition(":")
@@ -125,6 +155,11 @@ def _sizes(target: Place, node: Node | None, source: Place) -> list[Finding]:
                 "The rest stays as it is; partitions can be grown after the move",
             )
         )
+    if needed is not None:
+        # An image file is written in sectors as well.
+        block = _SECTOR if node is None else node.disk.logical_block_size
+        odd = uneven(source.path, needed, target.path, block)
+        found += [] if odd is None else [odd]
     if node is not None and source_node is not None:
         here, there = node.disk.logical_block_size, source_node.disk.logical_block_size
         if here != there:

@@ -254,7 +254,10 @@ def _refuse_other_plan(plan: Plan, folder: Path) -> None:
         fresh.replace(record)
     except OSError as error:
         raise ConditionError(
-            f"{record}: {error.strerror}", device=str(record), errno=error.errno
+            f"{record}: {error.strerror}",
+            remedy="Look at the rights and the free space of the state directory, then call it again",
+            device=str(record),
+            errno=error.errno,
         ) from error
     except ValueError as error:
         if isinstance(error, CvmMigrateError):

@@ -122,7 +122,9 @@ class Place:
         endpoint = parse_endpoint(self.at)
         if isinstance(endpoint, LocalHost | ImageFile | SshHost):
             return attrs.evolve(endpoint, **settings)
-        raise InvalidRequestError(f"{self.at!r} cannot stand in a plan")
+        raise InvalidRequestError(
+            f"{self.at!r} cannot stand in a plan", remedy="Write local:, image:, ssh:// or cvm:"
+        )
 
     def disks(self) -> tuple[tuple[str, str], ...]:
         """Return what no two migrations may write to: a machine and a disk of it, each."""

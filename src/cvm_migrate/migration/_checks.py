@@ -8,8 +8,15 @@ import time
 from pathlib import Path
 from typing import Final
 
-from cvm_migrate.disk import Place, check_target, mounts_on, swaps_on, unfreezable
-from cvm_migrate.errors import CvmMigrateError
+from cvm_migrate.disk import (
+    Place,
+    check_target,
+    missing_remedy,
+    mounts_on,
+    swaps_on,
+    unfreezable,
+)
+from cvm_migrate.errors import CvmMigrateError, NotFoundError
 from cvm_migrate.interfaces import Agent
 from cvm_migrate.migration._cvm import CvmTarget
 from cvm_migrate.migration._ends import End
@@ -79,6 +86,11 @@ class Checker:
 
     def _refused(self, error: CvmMigrateError) -> None:
         self._add(Severity.BLOCKER, error.message, remedy=error.remedy or "")
+
+    def _refused_disk(self, error: CvmMigrateError, end: End, path: str) -> None:
+        if isinstance(error, NotFoundError) and end.facts is not None:
+            error.remedy = error.remedy or missing_remedy(end.facts, path)
+        self._refused(error)
 
     def _facts(self, end: End) -> HostFacts | None:
         """Start an agent and ask it; a failure is a finding."""
@@ -160,7 +172,7 @@ class Checker:
             try:
                 opened.append(agent.open_disk(path, mode="read"))
             except CvmMigrateError as error:
-                self._refused(error)
+                self._refused_disk(error, self._job.ends.source, path)
         return opened
 
     def _measure(self, agent: Agent, disk: OpenDisk) -> float | None:
@@ -278,7 +290,7 @@ class Checker:
             agent.close_disk(disk)
         except CvmMigrateError as error:
             if not self._job.target.creates:
-                self._refused(error)
+                self._refused_disk(error, self._job.ends.target, path)
         origin = None
         if source is not None and from_disk is not None:
             origin = Place.of(source, from_disk)

@@ -118,7 +118,9 @@ def _some_absolute(
                 f"{path!r} is no absolute path", remedy="Write it from / on", device=path
             )
     if len(set(value)) != len(value):
-        raise InvalidRequestError(f"a disk is named twice: {', '.join(value)}")
+        raise InvalidRequestError(
+            f"a disk is named twice: {', '.join(value)}", remedy="Name each once"
+        )
 
 
 @attrs.frozen(kw_only=True)

@@ -10,20 +10,20 @@ import contextlib
 import errno
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Final, Literal
 
 import attrs
 
 from cvm_migrate.deadline import CancelToken
-from cvm_migrate.disk import Place, check_target, refuse_unsafe
+from cvm_migrate.disk import Place, check_target, missing_remedy, refuse_unsafe, uneven
 from cvm_migrate.errors import (
     CancelledError,
     ConnectionLostError,
     CvmMigrateError,
     InvalidRequestError,
+    NotFoundError,
     UnsafeTargetError,
-    UnsupportedError,
 )
 from cvm_migrate.events import Connected, Event, TrackerChosen
 from cvm_migrate.interfaces import Agent
@@ -216,9 +216,11 @@ class Ends:
 
     def _open_source(self) -> None:
         agent = self.source_agent
-        self.source.disks = [
-            agent.open_disk(path, mode="read") for path in self.source.endpoint.disks
-        ]
+        opened: list[OpenDisk] = []
+        for path in self.source.endpoint.disks:
+            with _telling_what_is_there(self.source, path):
+                opened.append(agent.open_disk(path, mode="read"))
+        self.source.disks = opened
 
     def _open_target(self) -> None:
         """Open the target's disks for writing, after everything that speaks against it has been looked for."""
@@ -261,7 +263,8 @@ class Ends:
         """Open one disk; an agent that has lost its caller is given the time to let go of it."""
         while True:
             try:
-                return agent.open_disk(path, mode="write", create_size=create)
+                with _telling_what_is_there(self.target, path):
+                    return agent.open_disk(path, mode="write", create_size=create)
             except UnsafeTargetError as error:
                 if error.errno != errno.EBUSY or time.monotonic() > self._stale_until:
                     raise
@@ -276,13 +279,8 @@ class Ends:
                 remedy="Use a target that is at least as large",
                 device=target.path,
             )
-        if source.size % target.logical_block_size:
-            raise UnsupportedError(
-                f"{source.path} has {source.size} bytes, no multiple of the {target.logical_block_size} bytes that"
-                f" {target.path} is written in",
-                remedy="Use a target with logical blocks of 512 bytes",
-                device=target.path,
-            )
+        odd = uneven(source.path, source.size, target.path, target.logical_block_size)
+        refuse_unsafe([] if odd is None else [odd], target.path)
 
     def _refuse_twice(self, opened: list[OpenDisk]) -> None:
         """Each disk has one role, whatever names it was given."""
@@ -509,6 +507,17 @@ class Ends:
             stack.callback(self._close_route)
             stack.callback(self.target.drop)
             stack.callback(self.source.drop)
+
+
+@contextlib.contextmanager
+def _telling_what_is_there(end: End, path: str) -> Generator[None]:
+    """Have the error about a missing disk name those that are there."""
+    try:
+        yield
+    except NotFoundError as error:
+        if end.facts is not None:
+            error.remedy = error.remedy or missing_remedy(end.facts, path)
+        raise
 
 
 def _running(end: End) -> Agent:

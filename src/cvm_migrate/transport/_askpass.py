@@ -51,7 +51,10 @@ class PasswordHelper:
         if password is None:
             return
         if "\n" in password or "\0" in password or not password:
-            raise InvalidRequestError("a password for SSH is one line, and not empty")
+            raise InvalidRequestError(
+                "a password for SSH is one line, and not empty",
+                remedy="Give another one, or None to log in with a key",
+            )
         secret = self._memory("secret", password.encode() + b"\n", 0o600)
         script = _SCRIPT.replace("@CALLER@", str(os.getpid())).replace("@SECRET@", str(secret))
         program = self._memory("askpass", script.encode(), 0o700)

@@ -45,7 +45,7 @@ class SshForward:
         silence: float = 120.0,
     ) -> None:
         if not 0 < remote_port < 1 << 16:
-            raise InvalidRequestError(f"{remote_port} is no port")
+            raise InvalidRequestError(f"{remote_port} is no port", remedy="Give 1 to 65535")
         self._target = target
         self._silence = silence
         self._to = (

@@ -72,6 +72,14 @@ ERRORS: Final[Mapping[str, type[CvmMigrateError]]] = {
 """What each code of an ERROR frame becomes."""
 
 
+# What to do where the agent says nothing better.
+_REMEDIES: Final[Mapping[str, str]] = {
+    "permission": "Have the agent run as root there: log in as root, or with sudo=True",
+    "peer": "Find out what answers at that port: a proxy, or another migration; then repeat the step",
+    "unsupported": "Look at what the message names; check() tells what that machine can do",
+}
+
+
 class Answer(NamedTuple):
     """A PART or RESULT: its fields and its bytes."""
 
@@ -317,7 +325,14 @@ class Link:
             for name in ("device", "remedy")
             if isinstance(header.get(name), str)
         }
-        return kind(f"{self.description}: {self._clean(message)}", code=code, **numbers, **texts)
+        remedy = texts.pop("remedy", None) or _REMEDIES.get(str(code))
+        return kind(
+            f"{self.description}: {self._clean(message)}",
+            code=code,
+            remedy=remedy,
+            **numbers,
+            **texts,
+        )
 
     def close(self) -> None:
         """Ask the agent to release everything and to end, then see to it that it has."""

@@ -40,7 +40,10 @@ def start_local_agent(
     """
     interpreter = shutil.which(python)
     if interpreter is None:
-        raise NotFoundError(f"there is no interpreter {os.fspath(python)}")
+        raise NotFoundError(
+            f"there is no interpreter {os.fspath(python)}",
+            remedy="Name another one with python=, 2.7 or 3.6 and later, or leave it out",
+        )
     # Not its real path: that of a virtual environment is a link, and its modules are found by it.
     interpreter = os.path.abspath(interpreter)  # noqa: PTH100
     arguments = ["--silence", str(silence)]
@@ -57,7 +60,10 @@ def start_local_agent(
 def _child(interpreter: str, arguments: list[str]) -> Child:
     memfd_create: Callable[[str], int] | None = getattr(os, "memfd_create", None)
     if memfd_create is None:
-        raise UnsupportedError(f"no agent runs on {sys.platform}")
+        raise UnsupportedError(
+            f"no agent runs on {sys.platform}",
+            remedy="Use a Linux machine, or reach one with SshHost(...)",
+        )
     fd = memfd_create(bundle_name())
     try:
         with os.fdopen(os.dup(fd), "wb") as file:

@@ -64,7 +64,7 @@ class SshReverse:
         silence: float = 120.0,
     ) -> None:
         if not 0 < local_port < 1 << 16:
-            raise InvalidRequestError(f"{local_port} is no port")
+            raise InvalidRequestError(f"{local_port} is no port", remedy="Give 1 to 65535")
         self._target = target
         self._silence = silence
         self._to = f"[{local_host}]:{local_port}"
