@@ -12,6 +12,7 @@ from cvm_migrate.model import (
     FreezeResult,
     HostFacts,
     Listening,
+    Marked,
     Measured,
     OpenDisk,
     Reach,
@@ -92,8 +93,8 @@ class Agent(Protocol):
         """Return and clear what was written since the last collection."""
         ...
 
-    def peek_changes(self, disk: OpenDisk) -> int:
-        """Return how many bytes are marked as written; clears nothing."""
+    def peek_changes(self, disk: OpenDisk) -> Marked:
+        """Return how many bytes are marked as written, and whether that is all; clears nothing."""
         ...
 
     def stop_tracking(self) -> None:

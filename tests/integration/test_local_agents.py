@@ -87,6 +87,32 @@ def test_an_interpreter_that_cannot_run_the_agent_is_reported() -> None:
         start_local_agent(python="/bin/false")
 
 
+def test_a_tracker_that_is_not_certain_says_so_when_it_is_only_asked(tmp_path: Path) -> None:
+    """peek_changes() tells the caller, before a collection does."""
+    capabilities.require("root", "loop", "tracefs")
+    with (
+        loopdev.loop_device(tmp_path / "disk", 16 << 20) as device,
+        start_local_agent() as agent,
+    ):
+        disk = agent.open_disk(str(device))
+        assert agent.start_tracking([disk], rungs=["tracefs"]).rung == "tracefs"
+        fd = os.open(device, os.O_WRONLY | os.O_DSYNC)
+        try:
+            os.pwrite(fd, b"x" * 4096, 1 << 20)
+        finally:
+            os.close(fd)
+        before = agent.peek_changes(disk)
+        (tracer,) = children(agent.pid, "tracer.main")
+        os.kill(tracer, signal.SIGKILL)
+        after = agent.peek_changes(disk)
+
+        assert before.total >= 4096
+        assert (before.certain, before.reason) == (True, None)
+        assert not after.certain
+        assert "tracer" in str(after.reason)
+        assert not agent.collect_changes(disk).certain
+
+
 _CALLER = """\
 import json, sys, time
 from cvm_migrate.transport import start_local_agent

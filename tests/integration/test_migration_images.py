@@ -41,6 +41,28 @@ def test_an_image_is_copied_whatever_its_size(size: int, tmp_path: Path) -> None
     assert report.cutover.proven["frozen"] == size
 
 
+def test_the_comparison_of_the_final_pass_is_in_the_forecast(tmp_path: Path) -> None:
+    """Without a tracker everything is compared in the end; but nobody stands still, so that no limit forbids it."""
+    source, target = tmp_path / "source.img", tmp_path / "target.img"
+    _image(source, 16 * MiB)
+    with Migration(
+        ImageFile(source), ImageFile(target), options=Options(max_downtime=0.05)
+    ) as migration:
+        migration.prepare()
+        full = migration.full_sync()
+        report = migration.run()
+
+    assert full.rate is not None
+    assert full.predicted_downtime is not None
+    # Nothing was compared before: the rate of sending stands for that of comparing.
+    assert full.predicted_downtime >= 16 * MiB / full.rate * 0.999
+    assert full.verdict == "fits"
+    assert report.proven
+    assert report.cutover is not None
+    assert report.cutover.predicted_downtime is not None
+    assert report.cutover.proven["frozen"] == 16 * MiB
+
+
 def test_a_running_disk_is_captured_and_restored(tmp_path: Path) -> None:
     """A mounted, busy disk into an image, and the image onto another disk: identical and clean."""
     require("loop", "mkfs.ext4")

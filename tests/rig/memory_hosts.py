@@ -31,6 +31,7 @@ from cvm_migrate.model import (
     FreezeResult,
     HostFacts,
     Listening,
+    Marked,
     Measured,
     MountFacts,
     OpenDisk,
@@ -301,11 +302,13 @@ class MemoryAgent:
         self._call("answer to collect")
         return Changes(written, ExtentMap(), certain, None if certain else "events were lost", 0)
 
-    def peek_changes(self, disk: OpenDisk) -> int:
+    def peek_changes(self, disk: OpenDisk) -> Marked:
         self._call("peek", faults=False)
         tracker = self.world.tracker
         assert tracker is not None
-        return len(tracker.dirty[disk.handle]) * BLOCK
+        certain = disk.handle not in tracker.doubtful and not tracker.dead
+        count = 0 if tracker.dead else len(tracker.dirty[disk.handle]) * BLOCK
+        return Marked(count, certain, None if certain else "events were lost")
 
     def stop_tracking(self) -> None:
         self.world.tracker = None

@@ -68,6 +68,8 @@ class PassFacts:
         to_compare: Bytes whose digests the final sync must compare while the source is frozen: 0 with a tracker
             that is certain, all bytes without one.
         digest_rate: Bytes a second at which digests are compared, both ends together; ``None``: not measured.
+        stops_source: Whether the source stands still in the final sync. Where it does not, as with image files, no
+            downtime is too long.
     """
 
     dirty_bytes: int | None = attrs.field(validator=_not_negative)
@@ -78,6 +80,7 @@ class PassFacts:
     dirty_rate: float | None = attrs.field(default=None, validator=_not_negative)
     to_compare: int = attrs.field(default=0, validator=_not_negative)
     digest_rate: float | None = attrs.field(default=None, validator=_not_negative)
+    stops_source: bool = True
 
 
 @attrs.frozen(kw_only=True)
@@ -209,17 +212,20 @@ class Convergence:
         self._last = facts
         return self.judge()
 
-    def forecast(self, *, dirty_bytes: int | None = None) -> Forecast:
+    def forecast(
+        self, *, dirty_bytes: int | None = None, to_compare: int | None = None
+    ) -> Forecast:
         """Predict what a cutover would cost now.
 
         Args:
             dirty_bytes: What is dirty now, where it is known better than after the last pass.
+            to_compare: The same for what is compared while frozen.
         """
         last = self._last
         dirty = dirty_bytes if dirty_bytes is not None else None if last is None else _left(last)
         rate = self._applied_rate()
         transfer = self._transfer(dirty, rate)
-        comparison = _comparison(last)
+        comparison = _comparison(last, to_compare)
         downtime = (
             None
             if transfer is None or comparison is None
@@ -243,6 +249,10 @@ class Convergence:
             dirty_bytes: What is dirty now, where it is known better than after the last pass.
         """
         forecast = self.forecast(dirty_bytes=dirty_bytes)
+        if self._last is not None and not self._last.stops_source:
+            return Judgement(
+                verdict=Verdict.FITS, forecast=forecast, reason=_numbers(forecast, None)
+            )
         numbers = _numbers(forecast, self._budget)
         if forecast.downtime is not None and forecast.downtime <= self._budget:
             return Judgement(verdict=Verdict.FITS, forecast=forecast, reason=numbers)
@@ -334,15 +344,21 @@ def _dirty_rate(facts: PassFacts) -> float | None:
     return None if left is None or facts.seconds == 0 else left / facts.seconds
 
 
-def _comparison(facts: PassFacts | None) -> float | None:
-    if facts is None or facts.to_compare == 0:
+def _comparison(facts: PassFacts | None, to_compare: int | None) -> float | None:
+    count = to_compare if to_compare is not None else 0 if facts is None else facts.to_compare
+    if count == 0:
         return 0.0
-    return facts.to_compare / facts.digest_rate if facts.digest_rate else None
+    return count / facts.digest_rate if facts is not None and facts.digest_rate else None
 
 
-def _numbers(forecast: Forecast, budget: float) -> str:
+def _numbers(forecast: Forecast, budget: float | None) -> str:
+    limit = (
+        "the source does not stand still meanwhile"
+        if budget is None
+        else f"{format_seconds(budget)} are allowed"
+    )
     if forecast.downtime is None:
-        return f"the downtime cannot be predicted yet, {format_seconds(budget)} are allowed"
+        return f"the downtime cannot be predicted yet, {limit}"
     parts = [f"freeze {format_seconds(forecast.freeze)}"]
     if forecast.dirty_bytes is not None and forecast.applied_rate is not None:
         parts.append(
@@ -358,7 +374,7 @@ def _numbers(forecast: Forecast, budget: float) -> str:
     )
     return (
         f"predicted downtime {format_seconds(forecast.downtime)} ({', '.join(parts)}),"
-        f" {format_seconds(budget)} are allowed{written}"
+        f" {limit}{written}"
     )
 
 

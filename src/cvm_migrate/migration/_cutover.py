@@ -214,7 +214,8 @@ class Cutover:
         job = self._job
         if not job.tracked:
             return last.predicted_downtime
-        return job.convergence.forecast(dirty_bytes=job.passes.dirty_now(job.works)).downtime
+        dirty, to_compare = job.outlook()
+        return job.convergence.forecast(dirty_bytes=dirty, to_compare=to_compare).downtime
 
     def _freeze(self) -> _Outcome:
         job = self._job
@@ -353,7 +354,7 @@ class Cutover:
         disks = [
             work
             for work in job.works
-            if job.passes.dirty_now([work]) or work.pending or work.unsure
+            if job.passes.marked(work).total or work.pending or work.unsure
         ]
         paths = ", ".join(job.ends.source.disks[work.disk].path for work in disks)
         if not disks:

@@ -20,7 +20,12 @@ from cvm_migrate.migration._endpoints import Endpoint
 from cvm_migrate.migration._ends import End, Ends
 from cvm_migrate.migration._options import Options
 from cvm_migrate.migration._passes import Passes, Tally, Work
-from cvm_migrate.migration._results import DiskPair, SyncResult, finding_from_dict
+from cvm_migrate.migration._results import (
+    CutoverResult,
+    DiskPair,
+    SyncResult,
+    finding_from_dict,
+)
 from cvm_migrate.migration._values import to_plain
 from cvm_migrate.model import ExtentMap, Finding, OpenDisk, Severity
 
@@ -57,6 +62,11 @@ class Job:
         self._observer = observer
         self._held_back: list[Event] | None = None
         self.checkpoint = Checkpoint(state)
+        try:
+            self.results, self.findings = self._stored()
+        except BaseException:
+            self.checkpoint.close()
+            raise
         self.ends = Ends(
             source,
             target,
@@ -71,12 +81,6 @@ class Job:
             self.ends, options=options, emit=self.emit, save=self.save, cancel=cancel
         )
         self.works: list[Work] = []
-        self.results = [
-            SyncResult.from_dict(record) for record in self.checkpoint.records("passes")
-        ]
-        self.findings = [
-            finding_from_dict(record) for record in self.checkpoint.records("findings")
-        ]
         self.mounts: tuple[str, ...] = ()
         self._mounts_by_disk: dict[int, frozenset[str]] = {}
         self.freeze_seconds: float | None = self.checkpoint.get("freeze_seconds")
@@ -92,6 +96,26 @@ class Job:
         self._number = len(self.results)
         # Passes running whose tracker was not certain.
         self._doubts = 0
+
+    def _stored(self) -> tuple[list[SyncResult], list[Finding]]:
+        """Read all that is stored, once, so that a damaged state is found before anything begins."""
+        checkpoint = self.checkpoint
+        with checkpoint.intact():
+            _ = checkpoint.state
+            for record in checkpoint.disks():
+                record.check()
+            for name in (_STARTED, "freeze_seconds", "seconds"):
+                float(checkpoint.get(name) or 0.0)
+            tracking = checkpoint.get("tracking")
+            if tracking is not None:
+                _ = tracking["rung"], dict(tracking["refused"])
+            cutover = checkpoint.get("cutover")
+            if cutover is not None:
+                CutoverResult.from_dict(cutover)
+            return (
+                [SyncResult.from_dict(record) for record in checkpoint.records("passes")],
+                [finding_from_dict(record) for record in checkpoint.records("findings")],
+            )
 
     def _new_convergence(self) -> Convergence:
         sizes = sum(record.source.size for record in self.checkpoint.disks())
@@ -354,7 +378,7 @@ class Job:
         # Zeroes cost the path nothing, and what changes is hardly ever zero: they would make it look faster.
         data = sent - sum(tally.zero for tally in tallies)
         applied = data / moving if data > 0 and moving else rate
-        dirty = 0 if self.from_files else self.passes.dirty_now(self.works)
+        dirty, to_compare = self.outlook()
         judgement = self.convergence.update(
             PassFacts(
                 dirty_bytes=dirty,
@@ -362,7 +386,8 @@ class Job:
                 seconds=seconds,
                 applied_rate=applied,
                 full=kind == "full",
-                to_compare=self.to_compare(),
+                to_compare=to_compare,
+                stops_source=not self.from_files,
                 # Reading and comparing is at least as fast as reading, sending and writing.
                 digest_rate=self.compare_rate or rate,
             )
@@ -398,13 +423,18 @@ class Job:
         )
         return result
 
-    def to_compare(self) -> int:
-        """Return how many bytes a cutover compares while frozen, as far as is known now."""
+    def outlook(self) -> tuple[int | None, int]:
+        """Return how many bytes a final pass now would send, if that is known, and how many it would compare."""
         if self.from_files:
-            return 0
-        if not self.tracked or self.options.prove == "frozen":
-            return self.size
-        return sum(work.size for work in self.works if work.disk in self.unfreezable)
+            # Nobody should write to image files, and nobody vouches for that: they are compared.
+            return 0, self.size
+        outlook = self.passes.outlook(self.works)
+        if self.options.prove == "frozen":
+            return outlook.dirty, self.size
+        return outlook.dirty, sum(
+            work.size if work.disk in self.unfreezable else outlook.to_compare.get(work.disk, 0)
+            for work in self.works
+        )
 
 
 def _recognise(known: Sequence[DiskIdentity], found: Sequence[DiskIdentity], role: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Final
 
 import attrs
@@ -18,7 +18,7 @@ from cvm_migrate.migration._ends import Ends
 from cvm_migrate.migration._meter import Meter, watching
 from cvm_migrate.migration._options import Options
 from cvm_migrate.migration._results import DiskPass
-from cvm_migrate.model import Changes, ExtentMap, Streamed
+from cvm_migrate.model import Changes, ExtentMap, Marked, Streamed
 from cvm_migrate.units import MiB
 
 _PEEK_INTERVAL: Final = 2.0
@@ -91,6 +91,19 @@ class Tally:
             certain=self.certain,
             reason=self.reason,
         )
+
+
+@attrs.frozen
+class Outlook:
+    """What a pass would find now.
+
+    Attributes:
+        dirty: Bytes that it would have to send; ``None`` if only a comparison can tell.
+        to_compare: Bytes that it would have to compare, by disk; disks without any are left out.
+    """
+
+    dirty: int | None
+    to_compare: Mapping[int, int]
 
 
 class Passes:
@@ -292,19 +305,31 @@ class Passes:
         tally.sent += ranges.total - wrong.total
         return wrong
 
-    def dirty_now(self, works: Sequence[Work]) -> int | None:
-        """Return how many bytes a pass now would have to send; ``None`` if only a comparison can tell."""
+    def outlook(self, works: Sequence[Work]) -> Outlook:
+        """Return what a pass now would have to send and to compare."""
         tracking = self._ends.tracking
-        if tracking is None or tracking.rung is None or any(work.unsure for work in works):
-            return None
-        agent, disks = self._ends.source_agent, self._ends.source.disks
+        if tracking is None or tracking.rung is None:
+            return Outlook(None, {work.disk: work.size for work in works})
         total = 0
+        to_compare: dict[int, int] = {}
         for work in works:
-            peeked = agent.peek_changes(disks[work.disk])
+            marked = self.marked(work)
+            if not marked.certain:
+                to_compare[work.disk] = work.size
+            elif work.unsure:
+                to_compare[work.disk] = work.unsure.total
             # What was deferred is what changes all the time, so it is among what is dirty again.
             deferred = (work.pending & work.deferred).total
-            total += work.pending.total - deferred + max(peeked, deferred)
-        return total
+            total += work.pending.total - deferred + max(marked.total, deferred)
+        return Outlook(None if to_compare else total, to_compare)
+
+    def marked(self, work: Work) -> Marked:
+        """Return what the tracker, which must run, has marked of a disk since it was collected."""
+        return self._ends.source_agent.peek_changes(self._ends.source.disks[work.disk])
+
+    def dirty_now(self, works: Sequence[Work]) -> int | None:
+        """Return how many bytes a pass now would have to send; ``None`` if only a comparison can tell."""
+        return self.outlook(works).dirty
 
     def _write_down(self, works: Sequence[Work]) -> None:
         """Save how far disks are; not while frozen, as the state may lie on what is frozen."""
@@ -342,7 +367,8 @@ class Passes:
             if now - self._peeked >= _PEEK_INTERVAL:
                 self._peeked = now
                 disk = self._ends.source.disks[work.disk]
-                self._dirty = self._ends.source_agent.peek_changes(disk)
+                marked = self._ends.source_agent.peek_changes(disk)
+                self._dirty = marked.total if marked.certain else None
             if self._dirty is not None and now > self._collected:
                 dirty_rate = self._dirty / (now - self._collected)
         rate = done / seconds if seconds > 0 else 0.0

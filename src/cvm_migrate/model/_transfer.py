@@ -69,6 +69,21 @@ class Changes:
 
 
 @attrs.frozen
+class Marked:
+    """What is marked as written at a moment; nothing is cleared.
+
+    Attributes:
+        total: Bytes that are marked.
+        certain: Whether that is all. If not, only a comparison can tell what was written.
+        reason: Why it is not certain.
+    """
+
+    total: int
+    certain: bool = True
+    reason: str | None = None
+
+
+@attrs.frozen
 class FreezeResult:
     """What a freeze froze; *refused* maps mount points to the reason."""
 

@@ -15,6 +15,7 @@ from cvm_migrate.model import (
     FreezeResult,
     HostFacts,
     Listening,
+    Marked,
     Measured,
     OpenDisk,
     Reach,
@@ -311,9 +312,14 @@ class AgentSession:
             events=result.number("events"),
         )
 
-    def peek_changes(self, disk: OpenDisk) -> int:
-        """Return how many bytes are dirty; clears nothing."""
-        return self._ask("track_peek", handle=disk.handle).number("dirty_bytes")
+    def peek_changes(self, disk: OpenDisk) -> Marked:
+        """Return how many bytes are dirty, and whether that is all; clears nothing."""
+        answer = self._ask("track_peek", handle=disk.handle)
+        return Marked(
+            total=answer.number("dirty_bytes"),
+            certain=answer.flag("certain"),
+            reason=answer.maybe_text("reason"),
+        )
 
     def stop_tracking(self) -> None:
         """Stop to track, and take the tracker off the kernel."""

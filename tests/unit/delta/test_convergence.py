@@ -125,6 +125,38 @@ def test_a_comparison_whose_rate_nobody_knows_cannot_be_predicted() -> None:
     assert judgement.forecast.downtime is None
 
 
+def test_what_must_be_compared_now_is_counted_though_the_last_pass_did_not_know_of_it() -> None:
+    """A tracker that has become uncertain since costs the comparison of its disk."""
+    convergence = Convergence(budget=5)
+    convergence.update(facts(0, GiB, 10.0, digest_rate=1.0 * GiB))
+
+    assert convergence.forecast().comparison == 0
+    assert convergence.forecast(to_compare=8 * GiB).comparison == 8.0
+    assert convergence.forecast(to_compare=8 * GiB).downtime == 8.0
+
+
+def test_where_the_source_does_not_stand_still_any_comparison_fits() -> None:
+    """Image files: the final pass compares all of them, which is predicted, and nobody waits for it."""
+    convergence = Convergence(budget=0.1)
+
+    judgement = convergence.update(
+        facts(
+            0,
+            GiB,
+            10.0,
+            full=True,
+            to_compare=100 * GiB,
+            digest_rate=1.0 * GiB,
+            stops_source=False,
+        )
+    )
+
+    assert judgement.forecast.downtime == 100.0
+    assert judgement.verdict is Verdict.FITS
+    assert "does not stand still" in judgement.reason
+    assert "allowed" not in judgement.reason
+
+
 def test_a_source_faster_than_the_path_is_told_with_the_numbers_and_the_choices() -> None:
     convergence = Convergence(budget=5, freeze=0.05, fixed=0.2)
     convergence.update(facts(2 * GiB, 20 * GiB, 400.0, full=True, applied_rate=50.0 * MiB))
