@@ -21,6 +21,7 @@ from cvm_migrate.errors import (
     NoRoomError,
     NotFoundError,
     PermissionDeniedError,
+    ProtocolError,
 )
 from cvm_migrate.migration._steps import State
 from cvm_migrate.model import ExtentMap
@@ -96,6 +97,16 @@ class DiskRecord:
     target: DiskIdentity
     touched: ExtentMap
     pending: ExtentMap
+
+    def check(self) -> None:
+        """Raise if it makes no sense.
+
+        Raises:
+            ValueError: It does not.
+        """
+        whole = ExtentMap.whole(self.source.size)
+        if (self.touched | self.pending) - whole:
+            raise ValueError(f"disk {self.disk} ends at {self.source.size}, its ranges later")
 
 
 class Checkpoint:
@@ -211,6 +222,21 @@ class Checkpoint:
             self._release_lock()
 
     @contextlib.contextmanager
+    def intact(self) -> Generator[None]:
+        """Around the reading of what is stored: what makes no sense is damage.
+
+        Raises:
+            InvalidRequestError: Something did not.
+        """
+        try:
+            yield
+        except InvalidRequestError:
+            raise
+        except (ValueError, TypeError, LookupError, AttributeError, ProtocolError) as error:
+            said = error.message if isinstance(error, ProtocolError) else error
+            raise _damaged(self._folder, f"{type(error).__name__}: {said}") from error
+
+    @contextlib.contextmanager
     def guard(self) -> Generator[sqlite3.Connection]:
         """One user of the database at a time, and its errors as ours."""
         with self._mutex:
@@ -218,6 +244,9 @@ class Checkpoint:
                 yield self._db
             except sqlite3.Error as error:
                 raise _translate(error, self._folder) from error
+            except UnicodeDecodeError as error:
+                # Of a message that quotes what is damaged.
+                raise _damaged(self._folder, str(error)) from error
 
     def _release_lock(self) -> None:
         if self._lock_fd is not None:
@@ -306,11 +335,17 @@ def _open(folder: Path | None) -> sqlite3.Connection:
                     remedy="Use the version of cvm_migrate that wrote it, or a new state directory",
                     device=str(folder),
                 )
+            else:
+                found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+                if found != "ok":
+                    raise _damaged(folder, found)  # noqa: TRY301 - closes the database on its way
         except BaseException:
             db.close()
             raise
     except sqlite3.Error as error:
         raise _translate(error, folder) from error
+    except UnicodeDecodeError as error:
+        raise _damaged(folder, str(error)) from error
     return db
 
 
@@ -322,13 +357,10 @@ def _translate(error: sqlite3.Error, folder: Path | None) -> Exception:
         primary == sqlite3.SQLITE_CANTOPEN and _has_no_room(folder)
     ):
         return NoRoomError(f"no room for the state in {folder}", device=str(folder))
-    if primary in {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}:
-        return InvalidRequestError(
-            f"{folder}/state.sqlite3 is not a state of a migration, or it is damaged: {error}",
-            remedy="Remove it, or use another state directory; the first pass then compares instead of sending"
-            " all, with Options(compare=True)",
-            device=str(folder),
-        )
+    # Our statements are right, so that a general error is one of the tables; without a code a text is no text.
+    damage = {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR}
+    if primary in damage or (primary is None and isinstance(error, sqlite3.OperationalError)):
+        return _damaged(folder, str(error))
     if primary in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}:
         return PermissionDeniedError(
             f"the state in {folder} cannot be written: {error}",
@@ -338,6 +370,15 @@ def _translate(error: sqlite3.Error, folder: Path | None) -> Exception:
     return ConditionError(
         f"the state in {folder}: {error}",
         remedy="Look at that folder's disk and free space, then repeat the step",
+        device=str(folder),
+    )
+
+
+def _damaged(folder: Path | None, evidence: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{folder}/state.sqlite3 is not a state of a migration, or it is damaged: {evidence:.200}",
+        remedy="Remove it, or use another state directory; the first pass then compares instead of sending"
+        " all, with Options(compare=True)",
         device=str(folder),
     )
 

@@ -95,7 +95,11 @@ class Migration:
             cancel=self._cancel,
         )
         if isinstance(to, CvmTarget):
-            to.remember(self._job.checkpoint.notes)
+            try:
+                to.remember(self._job.checkpoint.notes)
+            except BaseException:
+                self._job.checkpoint.close()
+                raise
         self._busy = threading.Lock()
         self._cutover: CutoverResult | None = None
         # A step has told its caller that it was cancelled.
