@@ -155,7 +155,8 @@ class Migration:
     def check(self) -> CheckReport:
         """Find out everything that can be known without changing anything.
 
-        Starts agents at both ends and reads a little of the source's disks.
+        Starts agents at both ends, reads a little of the source's disks, and measures for a second what the way of
+        the data carries (``docs/reference/migration.md``).
 
         Returns:
             Findings with severity, evidence and remedy; what cannot be reached is a finding too.

@@ -207,7 +207,7 @@ class PathCheck:
             parts.append(f"MTU {measured.mtu}")
         if measured.tls_version is not None:
             parts.append(measured.tls_version)
-        evidence = f"{format_size(measured.bytes)} of noise in {format_seconds(measured.seconds)}"
+        evidence = f"{format_size(measured.arrived)} of noise in {format_seconds(measured.seconds)}"
         evidence += f" over {int(self._job.options.streams)} connections"
         if measured.mss is not None:
             evidence += f", segments of {measured.mss} bytes"

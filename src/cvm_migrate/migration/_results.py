@@ -29,7 +29,8 @@ class CheckReport(Result):
         target: Description of the target.
         size: Bytes of the source's disks together; ``None`` if they could not be looked at.
         estimated_bytes: That a full sync has to go through.
-        estimated_seconds: That it takes, at the given bandwidth; ``None`` if nothing limits it that is known.
+        estimated_seconds: That it takes, at the lowest of the given limits and the measured rates of the source's
+            disk and of the way of the data; ``None`` if none is known.
     """
 
     findings: tuple[Finding, ...]

@@ -145,7 +145,7 @@ class Measured:
     """What a path between two pumps can carry.
 
     Attributes:
-        bytes: That came to the other end.
+        arrived: Bytes that came to the other end.
         seconds: From the first byte to the last confirmation.
         rate: Bytes per second, once connections had picked up speed.
         rtt: Round trip in seconds.
@@ -155,7 +155,7 @@ class Measured:
         cipher: Likewise.
     """
 
-    bytes: int
+    arrived: int
     seconds: float
     rate: float
     rtt: float

@@ -521,7 +521,7 @@ class AgentSession:
             "measure", cancel=cancel, pump=pump, seconds=seconds, bandwidth=bandwidth
         )
         return Measured(
-            bytes=answer.number("bytes"),
+            arrived=answer.number("bytes"),
             seconds=answer.seconds("seconds"),
             rate=answer.seconds("rate"),
             rtt=answer.seconds("rtt"),
