@@ -167,6 +167,38 @@ def test_a_migration_that_is_given_up_leaves_the_instance_as_it_was(
     assert rules(simulated, made) == []
 
 
+@pytest.mark.parametrize("failures", [1, 2])
+def test_disks_that_were_put_back_are_looked_at_before_anything_is_started(
+    simulated: TencentCloud, tmp_path: Path, failures: int
+) -> None:
+    """The API takes the roll-back, which then fails, and says nothing."""
+    made = simulated.add_instance(system_disk=8 * MiB)
+    before = os.urandom(8 * MiB)
+    made.disks[0].path.write_bytes(before)
+    source, contents = image(tmp_path, 8 * MiB)
+    with Migration(source, target(simulated, made), state=tmp_path / "state") as migration:
+        migration.prepare()
+        migration.full_sync()
+    simulated.fail("failed-operation", action="ApplySnapshot", times=failures)
+
+    to = target(simulated, made)
+    with Migration(source, to, state=tmp_path / "state") as another:
+        if failures == 2:
+            with pytest.raises(ConditionError, match="not what they were") as caught:
+                another.abort()
+            assert "do not start it" in str(caught.value.remedy)
+            assert made.state == "STOPPED"
+            assert held(made, contents) == [True]
+            assert "abort()" in str(another.half_way)
+        report = another.abort()
+
+    assert report.state == "aborted"
+    assert to.aborted is not None
+    assert any("looked at in rescue mode" in text for text in to.aborted.done)
+    assert made.state == "RUNNING"
+    assert held(made, [before]) == [True]
+
+
 def test_a_new_process_goes_on_in_a_rescue_mode_whose_password_it_does_not_know(
     simulated: TencentCloud, tmp_path: Path
 ) -> None:

@@ -214,7 +214,7 @@ class RescueTarget:
         """In which state the instance may be because of this migration; ``None`` where nothing is left to be done."""
         own, entered = self.instance.instance_id, self._notes.get(_ENTERED)
         if _UNDOING in self._notes:
-            return f"{own} is off and its disks are half put back: only abort() mends that"
+            return f"{own} is off, or in rescue mode, and its disks are half put back: only abort() mends that"
         if entered in {"perhaps", "yes"}:
             return f"{own} waits for migration (rescue mode), or may: go on, or bring it back with abort()"
         if _HANDED_OVER not in self._notes and entered == "left":
@@ -227,6 +227,7 @@ class RescueTarget:
         self,
         *,
         restore: Literal["if written", "always", "never"] = "if written",
+        prove: Callable[[RescueAccess], bool] | None = None,
         deadline: Deadline | None = None,
         cancel: CancelToken | None = None,
     ) -> AbortReport:
@@ -238,6 +239,9 @@ class RescueTarget:
 
         Args:
             restore: When the disks are put back.
+            prove: Looks at disks that were put back, in rescue mode, which is entered once more for it; returns
+                whether they are what they were. What it does not find proven is put back once more, and then
+                left off.
             deadline: For all of it.
             cancel: Ends the waits.
 
@@ -247,13 +251,14 @@ class RescueTarget:
             CvmMigrateError: The first part that failed; the others were tried. Can be repeated.
         """
         with self._called_off("abort()"):
-            return self._give_up(restore, deadline, cancel)
+            return self._give_up(restore, prove, deadline, cancel)
 
     # Inside
 
     def _give_up(
         self,
         restore: Literal["if written", "always", "never"],
+        prove: Callable[[RescueAccess], bool] | None,
         deadline: Deadline | None,
         cancel: CancelToken | None,
     ) -> AbortReport:
@@ -268,7 +273,7 @@ class RescueTarget:
         except CvmMigrateError as error:
             failed.append(error)
         put_back = self.written
-        restored = self._back(restore, done, deadline, cancel)
+        restored = self._back(restore, prove, done, deadline, cancel)
         facts = self.instance.describe(deadline=deadline, cancel=cancel)
         if restored and self._notes.get(_WAS) == "RUNNING":
             facts = self.instance.start(deadline=deadline, cancel=cancel)
@@ -319,6 +324,7 @@ class RescueTarget:
     def _back(
         self,
         restore: Literal["if written", "always", "never"],
+        prove: Callable[[RescueAccess], bool] | None,
         done: list[str],
         deadline: Deadline | None,
         cancel: CancelToken | None,
@@ -337,7 +343,7 @@ class RescueTarget:
             self.instance.stop(deadline=deadline, cancel=cancel)
         self._notes[_UNDOING] = "perhaps"
         try:
-            self._snapshots.restore(snapshots, deadline=deadline, cancel=cancel)
+            self._restore(snapshots, prove, done, deadline, cancel)
         except CancelledError:
             raise
         except CvmMigrateError as error:
@@ -348,6 +354,47 @@ class RescueTarget:
         self._notes.pop(_UNDOING, None)
         done.append(f"its disks were put back from {len(snapshots)} snapshots")
         return True
+
+    def _restore(
+        self,
+        snapshots: Sequence[DiskSnapshot],
+        prove: Callable[[RescueAccess], bool] | None,
+        done: list[str],
+        deadline: Deadline | None,
+        cancel: CancelToken | None,
+    ) -> None:
+        """Put the disks back, and see to it that they are: the API does not tell of a roll-back that failed."""
+        for again in (False, True):
+            self._snapshots.restore(snapshots, deadline=deadline, cancel=cancel)
+            if prove is None:
+                return
+            if self._looked_at(prove, deadline, cancel):
+                done.append("its disks were looked at in rescue mode: they are what they were")
+                return
+            if not again:
+                done.append("its disks were not what they were, and were put back once more")
+        own = self.instance.instance_id
+        raise InstanceStateError(
+            f"the disks of {own} were put back twice, and are not what they were",
+            remedy="Call abort() again. If it recurs, apply the snapshots "
+            f"{', '.join(snapshot.snapshot_id for snapshot in snapshots)} in the console",
+            device=own,
+        )
+
+    def _looked_at(
+        self,
+        prove: Callable[[RescueAccess], bool],
+        deadline: Deadline | None,
+        cancel: CancelToken | None,
+    ) -> bool:
+        self._notes[_ENTERED] = "perhaps"
+        access = self.instance.enter_migration(deadline=deadline, cancel=cancel)
+        try:
+            return prove(access)
+        finally:
+            # Called off or not: what was put back for a look is brought back from it.
+            self.instance.leave_migration(start=False, deadline=deadline)
+            self._notes[_ENTERED] = "left"
 
     def _close_port(self, deadline: Deadline | None, cancel: CancelToken | None) -> None:
         if _PORT not in self._notes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import re
 import shutil
@@ -38,8 +39,12 @@ from cvm_migrate.errors import (
 from cvm_migrate.interfaces import Agent
 from cvm_migrate.migration._endpoints import Endpoint
 from cvm_migrate.migration._routes import LOOPBACK, DirectRoute, Route
+from cvm_migrate.migration._samples import is_same, take
 from cvm_migrate.model import Finding, HostFacts, Severity
 from cvm_migrate.transport import SshTarget, start_ssh_agent
+
+# What is noted of the disks before the first write.
+_SAMPLE: Final = "cvm.sample"
 
 _ANY: Final = "0.0.0.0"  # noqa: S104 - mutual TLS decides who gets in
 
@@ -113,6 +118,7 @@ class CvmTarget:
         self._cancel: CancelToken | None = None
         self._notes: MutableMapping[str, str] = {}
         self._target: RescueTarget | None = None
+        self._begun: MutableMapping[str, str] = {}
         self._access: RescueAccess | None = None
         self._folder: Path | None = None
         self._entries = 0
@@ -247,6 +253,7 @@ class CvmTarget:
         """Make snapshots, open the data port, put it into waiting for migration."""
         _refuse_source(role)
         self._target = self._rescue(notes)
+        self._begun = notes
         access = self._target.before_prepare(cancel=self._cancel)
         if access != self._access:
             self._entries += 1
@@ -256,9 +263,18 @@ class CvmTarget:
         """Start an agent in the rescue system."""
         if self._target is None:
             raise self._too_early()
-        access = self._waiting()
+        agent = self._start_agent(self._waiting())
+        try:
+            if not self._target.written:
+                self._begun[_SAMPLE] = take(agent, self.disks)
+        except BaseException:
+            agent.close()
+            raise
         # Whoever has an agent there may write.
         self._target.writing()
+        return agent
+
+    def _start_agent(self, access: RescueAccess) -> Agent:
         policy = self.instance.policy
         deadline = Deadline(_SSH_PATIENCE, clock=policy.clock)
         while True:
@@ -290,11 +306,24 @@ class CvmTarget:
             CvmMigrateError: What the cloud refuses; can be repeated.
         """
         _refuse_source(role)
-        self.aborted = self._rescue(notes).on_abort(cancel=self._cancel)
+        sample = notes.get(_SAMPLE)
+        prove = None if sample is None else functools.partial(self._is_back, sample)
+        self.aborted = self._rescue(notes).on_abort(prove=prove, cancel=self._cancel)
         self._forget()
+        if self.aborted.restored:
+            # What comes next has a sample of its own.
+            notes.pop(_SAMPLE, None)
         self.left = _remaining(self.aborted.snapshots, "the migration was given up")
 
     # Inside
+
+    def _is_back(self, sample: str, access: RescueAccess) -> bool:
+        self._entries += 1
+        agent = self._start_agent(access)
+        try:
+            return is_same(agent, sample)
+        finally:
+            agent.close()
 
     def _settle_snapshots(
         self, target: RescueTarget, health: InstanceHealth
