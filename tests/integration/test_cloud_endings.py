@@ -14,7 +14,7 @@ import pytest
 import rig.cloud
 from capabilities import require
 from cvm_migrate import CvmTarget, ImageFile, Migration, Severity, parse_endpoint
-from cvm_migrate.cloud import CvmInstance, InstanceState
+from cvm_migrate.cloud import CvmInstance
 from cvm_migrate.deadline import CancelToken
 from cvm_migrate.errors import CancelledError
 from cvm_migrate.fleet import Place
@@ -257,7 +257,7 @@ def test_the_end_of_a_migration_can_be_called_off_and_called_again(
     ending: list[str] = []
 
     def at_each() -> None:
-        if ending and made.state == InstanceState.EXIT_RESCUE_MODE and not asked:
+        if ending and not asked:
             asked.append("off")
             migration.cancel()
 

@@ -776,11 +776,11 @@ def test_an_unreachable_api_is_a_finding(simulated: TencentCloud, tmp_path: Path
 def called_off_when(
     simulated: TencentCloud, made: SimulatedInstance, moment: str
 ) -> tuple[CvmInstance, CancelToken]:
-    """Return the instance, and a token that is set at the first wait in that state, or after that call."""
+    """Return the instance, and a token that is set at the first wait after that state or call has come."""
     token = CancelToken()
 
     def sleep(seconds: float) -> None:
-        if moment in {made.state, *(request.action for request in simulated.requests)}:
+        if moment in {*made.history, *(request.action for request in simulated.requests)}:
             token.cancel()
         time.sleep(seconds)
 
@@ -791,7 +791,7 @@ def called_off_when(
 def test_a_finish_that_is_called_off_says_how_the_instance_was_left_and_goes_on_later(
     moment: str,
 ) -> None:
-    with TencentCloud(operation_seconds=0.6) as slow:
+    with TencentCloud(operation_seconds=1) as slow:
         made = add(slow)
         notes: dict[str, str] = {}
         before = rule_names(slow, made)
@@ -815,7 +815,7 @@ def test_a_finish_that_is_called_off_says_how_the_instance_was_left_and_goes_on_
 def test_an_abort_that_is_called_off_says_how_the_instance_was_left_and_goes_on_later(
     moment: str,
 ) -> None:
-    with TencentCloud(operation_seconds=0.6) as slow:
+    with TencentCloud(operation_seconds=1) as slow:
         made = add(slow)
         fill(made, b"a")
         notes: dict[str, str] = {}

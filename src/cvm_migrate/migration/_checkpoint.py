@@ -404,5 +404,15 @@ def _os_error(error: OSError, folder: Path) -> Exception:
             message, remedy="Give one that can be written", device=str(folder), errno=error.errno
         )
     if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.EEXIST}:
-        return NotFoundError(message, device=str(folder), errno=error.errno)
-    return ConditionError(message, device=str(folder), errno=error.errno)
+        return NotFoundError(
+            message,
+            remedy="Name a directory; the one above it must be there",
+            device=str(folder),
+            errno=error.errno,
+        )
+    return ConditionError(
+        message,
+        remedy="Look at its disk, or name another one",
+        device=str(folder),
+        errno=error.errno,
+    )

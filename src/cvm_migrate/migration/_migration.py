@@ -462,7 +462,8 @@ class Migration:
             )
         if not self._busy.acquire(blocking=False):
             raise InvalidRequestError(
-                "another step is running: steps are called one after another"
+                "another step is running: steps are called one after another",
+                remedy="Wait for its end, or call cancel()",
             )
         job = self._job
         try:
