@@ -81,8 +81,9 @@ def tell(way: str, kind: str | None = None, nth: int = 1) -> Story:
         end = (lambda: target().after_cutover()) if finish else undo
         succeeded = attempt(copy, end)
         stuck, requests = made.state, len(simulated.requests)
+        # How many looks a wait takes differs, so that a late fault may not have struck at all.
+        simulated.heal()
         if not succeeded:
-            simulated.heal()
             finish = give_up(undo, target, made)
         cvm = instance(simulated, made)
         listed = SecurityGroups(cvm).rules(cvm.describe().security_groups)
