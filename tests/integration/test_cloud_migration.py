@@ -245,6 +245,31 @@ def test_what_forbids_it_is_refused_before_anything_is_touched(
     assert all(request.action.startswith("Describe") for request in simulated.requests)
 
 
+def test_what_does_not_fit_is_refused_by_prepare_alone_too(
+    simulated: TencentCloud, tmp_path: Path
+) -> None:
+    """Nobody called check(): the instance's own system must not be stopped for nothing."""
+    made = simulated.add_instance(system_disk=1 << 30)
+    big, missing = tmp_path / "big.img", tmp_path / "missing.img"
+    with big.open("wb") as file:
+        file.truncate(2 << 30)
+
+    for source, error in (
+        (ImageFile(str(big)), ConditionError),
+        (ImageFile([str(big), str(big) + "2"]), CvmMigrateError),
+        (ImageFile(str(missing)), NotFoundError),
+    ):
+        with (
+            Migration(source, target(simulated, made)) as migration,
+            pytest.raises(error) as caught,
+        ):
+            migration.prepare()
+        assert caught.value.remedy or caught.value.device
+
+    assert made.history == ("RUNNING",)
+    assert all(request.action.startswith("Describe") for request in simulated.requests)
+
+
 def test_bad_names_are_refused_before_anything_is_touched(
     simulated: TencentCloud, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -233,8 +234,15 @@ class Ends:
                 f"{len(sources)} disks cannot go to {len(endpoint.disks)}",
                 remedy="Name as many disks of the target as of the source, in the same order",
             )
+        if here.firmware != there.firmware and not endpoint.creates:
+            self._warn(
+                f"the source starts by {here.firmware}, the target by {there.firmware}",
+                f"{here.hostname} and {there.hostname}",
+                "Use a target with the source's boot mode, or have the copy's boot loader adapted",
+            )
         for source, path in zip(sources, endpoint.disks, strict=True):
-            refuse_unsafe(check_target(Place(there, path), Place.of(here, source)), path)
+            before = place_before_opening(endpoint, there, path)
+            refuse_unsafe(check_target(before, Place.of(here, source)), path)
         opened: list[OpenDisk] = []
         try:
             for source, path in zip(sources, endpoint.disks, strict=True):
@@ -518,6 +526,12 @@ def _telling_what_is_there(end: End, path: str) -> Generator[None]:
         if end.facts is not None:
             error.remedy = error.remedy or missing_remedy(end.facts, path)
         raise
+
+
+def place_before_opening(endpoint: Endpoint, facts: HostFacts, path: str) -> Place:
+    """Return the place of a target that may not be there yet: an image file's folder can be a link."""
+    made_here = endpoint.creates and endpoint.local
+    return Place(facts, os.path.realpath(path) if made_here else path)
 
 
 def _running(end: End) -> Agent:

@@ -16,6 +16,7 @@ from cvm_migrate.disk import mounts_on
 from cvm_migrate.errors import InvalidRequestError
 from cvm_migrate.events import Event, Noticed, Observer, PassEnded, PassStarted
 from cvm_migrate.migration._checkpoint import Checkpoint, DiskIdentity, DiskRecord
+from cvm_migrate.migration._cvm import CvmTarget
 from cvm_migrate.migration._endpoints import Endpoint
 from cvm_migrate.migration._ends import End, Ends
 from cvm_migrate.migration._options import Options
@@ -175,6 +176,8 @@ class Job:
         """
         if self.ends.is_open and self.works:
             return
+        if isinstance(self.target, CvmTarget) and not self.ends.source.disks:
+            self._introduce(self.target)
         for role, endpoint in (("source", self.source), ("target", self.target)):
             endpoint.begin("source" if role == "source" else "target", self.checkpoint.notes)
         self.ends.mend(recognise=self._recognise)
@@ -182,6 +185,23 @@ class Job:
             self._load()
         if self.ends.tracker_is_new:
             self._mind_the_gap()
+
+    def _introduce(self, target: CvmTarget) -> None:
+        """Tell an instance what is coming, so that what does not fit is refused before its system is stopped."""
+        agent, facts = self.ends.source.start()
+        sizes: list[int] = []
+        for path in self.source.disks:
+            disk = agent.open_disk(path, mode="read")
+            sizes.append(disk.size)
+            agent.close_disk(disk)
+        for finding in target.check_source(sizes, facts):
+            if finding.severity is Severity.WARNING:
+                self.note(
+                    finding.severity,
+                    finding.title,
+                    evidence=finding.evidence,
+                    remedy=finding.remedy,
+                )
 
     def _mind_the_gap(self) -> None:
         """A tracker that has just begun knows nothing of what was written before."""
