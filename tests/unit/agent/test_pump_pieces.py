@@ -106,6 +106,133 @@ def test_a_piece_takes_28_bytes() -> None:
     assert len(known.take().data) == 28_000
 
 
+def _written(known: Pieces, *lengths: int) -> None:
+    """Pieces one behind the other, each with its number as its digest."""
+    offset = 0
+    for number, length in enumerate(lengths):
+        known.end(known.begin(offset, length), _digest(number), written=True)
+        offset += length
+
+
+def _due(known: Pieces) -> bool:
+    # A function, as type checkers take a property for unchanged.
+    return known.due
+
+
+def test_a_batch_is_due_from_so_many_bytes_on() -> None:
+    known = Pieces(16, behind=100)
+    _written(known, 60, 39)
+    assert not _due(known)
+
+    known.end(known.begin(99, 1), None, written=True)
+    assert _due(known)
+
+
+def test_zeroes_that_became_one_piece_count_with_all_their_bytes() -> None:
+    known = Pieces(16, behind=100)
+    for offset in range(0, 100, 10):
+        assert not _due(known)
+        known.end(known.begin(offset, 10), None, written=True)
+
+    assert len(known) == 1
+    assert _due(known)
+
+
+def test_what_is_being_written_or_was_not_written_is_not_due() -> None:
+    known = Pieces(16, behind=100)
+    token = known.begin(0, 100)
+    assert not _due(known)
+
+    known.end(token, _digest(1), written=False)
+    assert not _due(known)
+
+
+def test_a_batch_is_due_when_there_are_nearly_as_many_pieces_as_may_be() -> None:
+    known = Pieces(16, limit=8)
+    # A quarter of them is read at once, and is the distance that is kept.
+    _written(known, 1, 1, 1, 1, 1)
+    assert not _due(known)
+
+    known.end(known.begin(5, 1), _digest(5), written=True)
+    assert _due(known)
+
+
+def test_a_batch_is_the_oldest_pieces_and_somewhat_more_than_asked_for() -> None:
+    known = Pieces(16, behind=100)
+    _written(known, 60, 60, 60, 60)
+
+    batch = known.take(everything=False)
+
+    assert list(batch.valid([])) == [(0, 60, _digest(0)), (60, 60, _digest(1))]
+    assert batch.total() == 120
+    assert _due(known)
+    assert list(known.take(everything=False).ranges()) == [(120, 240)]
+    assert not _due(known)
+    assert len(known) == 0
+
+
+def test_a_batch_has_at_most_a_quarter_of_the_limit() -> None:
+    known = Pieces(16, limit=8)
+    _written(known, 1, 1, 1, 1, 1, 1)
+
+    assert list(known.take(everything=False).ranges()) == [(0, 2)]
+    assert not _due(known)
+    assert list(known.take().ranges()) == [(2, 6)]
+
+
+def test_a_batch_that_could_not_be_read_is_due_again_and_is_the_oldest() -> None:
+    known = Pieces(16, behind=100)
+    _written(known, 60, 60, 30)
+    batch = known.take(everything=False)
+    assert not _due(known)
+
+    known.put_back(batch)
+
+    assert _due(known)
+    assert len(known) == 3
+    assert list(known.take(everything=False).valid([])) == [
+        (0, 60, _digest(0)),
+        (60, 60, _digest(1)),
+    ]
+    assert not _due(known)
+
+
+_steps = st.lists(
+    st.tuples(
+        st.sampled_from(["data", "zero", "failed", "batch", "all", "batch, put back"]),
+        st.integers(0, _SPACE - 1),
+        st.integers(1, 16),
+    ),
+    max_size=40,
+)
+
+
+@given(_steps, st.integers(1, 200))
+def test_it_is_due_exactly_when_so_many_bytes_wait_whatever_happened(
+    steps: list[tuple[str, int, int]], behind: int
+) -> None:
+    """Pieces are taken in the order in which they came, none twice; the count of bytes is theirs."""
+    known = Pieces(16, behind=behind)
+    waiting: list[int] = []
+    for what, offset, length in steps:
+        if what in {"data", "zero", "failed"}:
+            digest = _digest(1) if what == "data" else None
+            known.end(known.begin(offset, length), digest, written=what != "failed")
+            if what != "failed":
+                waiting.append(length)
+        else:
+            log = known.take(everything=what == "all")
+            taken = log.total()
+            # The oldest: zeroes that touch are one piece, so bytes are compared and not pieces.
+            assert taken == sum(waiting) or (what != "all" and taken >= behind)
+            if what == "batch, put back":
+                known.put_back(log)
+            else:
+                waiting = [sum(waiting) - taken] if sum(waiting) > taken else []
+        assert _due(known) == (sum(waiting) >= behind)
+    assert known.take().total() == sum(waiting)
+
+
 _sets = st.lists(st.tuples(st.integers(0, _SPACE), st.integers(1, 9))).map(
     lambda pairs: [(begin, begin + length) for begin, length in sorted(pairs)]
 )

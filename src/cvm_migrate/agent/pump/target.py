@@ -174,7 +174,7 @@ class TargetDisk(object):
                 if known.due:
                     try:
                         self._early.add(self._prove(known, False, None, None))
-                    except AgentError as error:
+                    except Exception as error:  # noqa: BLE001 - without this thread, writers would wait for ever
                         known.give_up(error)
                         return
 
