@@ -234,6 +234,19 @@ def test_something_else_at_the_address_gets_no_data(network: Lan, tmp_path: Path
     assert all(size < 2048 for size in heard)
 
 
+def test_a_path_that_loses_large_packets_blocks_and_names_the_mtu(
+    network: Lan, tmp_path: Path
+) -> None:
+    """A connection is made, and nothing comes through it: the network takes less than the machines believe."""
+    network.swallow(1000)
+    with checked(network, tmp_path, patience=3) as done:
+        blocker = done.found(Severity.BLOCKER, "the source cannot send data to 10.99.7.3")
+
+    assert "takes connections" in blocker.evidence
+    assert "MTU, 1500 at the source" in blocker.remedy
+    assert done.data() == []
+
+
 def test_a_port_that_is_taken_blocks(network: Lan, tmp_path: Path) -> None:
     with (
         listening(network.target, "0.0.0.0") as (port, _),  # noqa: S104 - of a network of its own

@@ -91,6 +91,12 @@ class Lan:
         if paths != "data":
             self._set("caller", "down")
 
+    def swallow(self, size: int) -> None:
+        """Have the network lose packets to the target that are larger than *size*, and tell nobody."""
+        # What is not cut into packets yet would pass whatever its size.
+        self.source.ip("link", "set", "dev", "eth0", "gso_max_segs", "1")
+        self._set("target", "mtu", str(size))
+
     def mend(self) -> None:
         """Restore everything."""
         for port in ("source", "target"):

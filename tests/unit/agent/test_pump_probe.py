@@ -37,10 +37,10 @@ def test_it_is_settled_only_when_everything_is_confirmed() -> None:
     taken = probe.take()
     assert taken is not None
     time.sleep(0.25)
-    assert not probe.settled
+    before = probe.settled
     probe.confirmed(taken[1], zero=False)
 
-    assert probe.settled
+    assert (before, probe.settled) == (False, True)
     assert probe.figures()["bytes"] == taken[1]
     assert probe.figures()["rate"] > 0
 

@@ -223,7 +223,13 @@ class Sender(object):
             self._follow(made, reply, lambda: made.settled or monotonic() > late)
             figures = made.figures()
             if not made.settled:
-                made.fail(AgentError("connection", "not all was confirmed"))
+                made.fail(
+                    AgentError(
+                        "connection",
+                        "the receiver confirmed %d bytes in %.3g s, and not the rest"
+                        % (figures["bytes"], monotonic() - made.begin),
+                    )
+                )
             if made.error is not None and (
                 made.error.code != "connection" or not figures["bytes"]
             ):
