@@ -6,17 +6,22 @@ import contextlib
 import json
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import pytest
 
 from capabilities import require
 from cvm_migrate import CvmTarget, ImageFile, Migration, Options, Severity, parse_endpoint
+from cvm_migrate.cloud import StaticCredentials
 from cvm_migrate.errors import (
     ConditionError,
     CredentialsError,
@@ -305,46 +310,109 @@ def test_no_failure_of_the_way_in_leaves_an_instance_that_abort_does_not_mend(
     assert made.state == "RUNNING"
 
 
-def command_lines() -> str:
-    """Return the command lines of all processes of this machine, as ``ps`` shows them."""
-    lines: list[bytes] = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        # Processes come and go.
-        with contextlib.suppress(OSError):
-            lines.append(file.read_bytes())
-    return b"\n".join(lines).decode(errors="replace")
+class Watcher:
+    """Reads what others can read while something runs: command lines, and files below some folders."""
+
+    def __init__(self, *folders: Path) -> None:
+        self._folders = folders
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self.commands: set[bytes] = set()
+        self.files: dict[Path, set[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while True:
+            over = self._over.is_set()
+            for file in Path("/proc").glob("[0-9]*/cmdline"):
+                # Processes come and go, and so do files.
+                with contextlib.suppress(OSError):
+                    self.commands.add(file.read_bytes())
+            for folder in self._folders:
+                for file in folder.rglob("*"):
+                    with contextlib.suppress(OSError):
+                        if file.is_file():
+                            self.files.setdefault(file, set()).add(file.read_bytes())
+            if over:
+                return
+            self._over.wait(0.02)
+
+    def everything(self) -> bytes:
+        return b"\n".join(
+            [*self.commands, *(part for all_ in self.files.values() for part in all_)]
+        )
 
 
 def test_no_secret_is_on_a_command_line_in_a_file_a_log_or_an_event_while_it_runs(
-    simulated: TencentCloud, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    simulated: TencentCloud,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """From the first call to the last, the way back of one that is given up included."""
     caplog.set_level(logging.DEBUG)
+    for name in list(logging.root.manager.loggerDict):
+        caplog.set_level(logging.DEBUG, name)
     made = simulated.add_instance(system_disk=4 * MiB)
     source, _ = image(tmp_path, 4 * MiB)
-    cvm = instance(simulated, made)
-    state = tmp_path / "state"
+    keys = simulated.new_credentials(seconds=3600)
+    assert keys.token is not None
+    cvm = instance(
+        simulated,
+        made,
+        credentials=StaticCredentials(keys.secret_id, keys.secret_key, keys.token),
+    )
+    state, temporary = tmp_path / "state", tmp_path / "tmp"
+    temporary.mkdir()
+    # Ours, and that of every child.
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setenv("TMPDIR", str(temporary))
     told: list[str] = []
+    passwords: list[str] = []
 
-    with Migration(
-        source,
-        CvmTarget(cvm, data_port=free_port()),
-        state=state,
-        observer=lambda event: told.append(repr(event)),
-    ) as migration:
-        migration.prepare()
-        processes = command_lines()
-        # The password is known to this object, which does not enter again.
-        password = cvm.enter_migration().password
-        migration.full_sync()
-        migration.cutover()
-        report = migration.finish()
+    def migration() -> Migration:
+        return Migration(
+            source,
+            CvmTarget(cvm, data_port=free_port()),
+            state=state,
+            observer=lambda event: told.append(repr(event)),
+        )
 
-    files = b"".join(file.read_bytes() for file in state.rglob("*") if file.is_file())
-    shown = processes + "".join(told) + repr(report) + caplog.text + files.decode(errors="replace")
-    assert "ssh" in processes
-    assert files
-    for secret in (password, simulated.secret_key):
+    with Watcher(state, temporary) as watcher:
+        with migration() as given_up:
+            told.append(repr(given_up.check()))
+            given_up.prepare()
+            # The password is known to this object, which does not enter again.
+            passwords.append(cvm.enter_migration().password)
+            given_up.full_sync()
+            simulated.fail("unauthorized", action="ApplySnapshot")
+            with pytest.raises(CvmMigrateError) as caught:
+                given_up.abort()
+            told.append("".join(traceback.format_exception(caught.value)))
+            given_up.abort()
+        with migration() as again:
+            again.prepare()
+            passwords.append(cvm.enter_migration().password)
+            again.full_sync()
+            again.cutover()
+            told.append(repr(again.finish().to_dict()))
+
+    shown = watcher.everything().decode(errors="replace") + "".join(told) + caplog.text
+    assert any(b"ssh" in command for command in watcher.commands)
+    assert any(file.name == "state.sqlite3" for file in watcher.files)
+    assert any("known-hosts" in file.name for file in watcher.files)
+    assert len(set(passwords)) == 2
+    for secret in (*passwords, keys.secret_key, keys.token, simulated.secret_key):
         assert secret not in shown
+    # Of the agents' TLS, whose keys nobody but they ever sees.
+    assert not re.search(r"PRIVATE KEY-----\s+[A-Za-z0-9+/]{40}", shown)
 
 
 @pytest.mark.slow
