@@ -19,7 +19,7 @@ from cvm_migrate.interfaces import Agent
 from cvm_migrate.model import Finding, Severity
 from cvm_migrate.transport import AgentSession, start_local_agent
 from rig.networks import Lan, Machine, lan
-from rig.processes import children
+from rig.processes import children, kill, wait_until
 from rig.pythons import interpreters
 
 MiB = 1 << 20
@@ -289,3 +289,33 @@ def test_a_check_of_what_is_connected_measures_that(network: Lan, tmp_path: Path
         assert any(one.title.startswith("data goes to") for one in report.findings)
         assert migration.run().proven
     assert (tmp_path / "target.img").read_bytes() == image.read_bytes()
+
+
+@pytest.mark.parametrize("what", ["pump", "agent"])
+@pytest.mark.parametrize("end", ["source", "target"])
+def test_what_dies_while_it_is_measured_is_a_finding_and_the_next_check_is_whole(
+    end: str, what: str, network: Lan, tmp_path: Path
+) -> None:
+    image = tmp_path / "source.img"
+    image.write_bytes(os.urandom(MiB))
+    source = On(image, machine=network.source, version="2.7")
+    target = On(
+        tmp_path / "target.img",
+        machine=network.target,
+        version="3.6",
+        data_host=network.target.address,
+    )
+
+    def end_it() -> None:
+        wait_until(lambda: bool(source.started and pumps(source.started[0])), "a pump sends")
+        agent = source.started[0] if end == "source" else target.started[0]
+        for pid in pumps(agent) if what == "pump" else [agent.pid]:
+            kill(pid)
+
+    killer = threading.Thread(target=end_it)
+    with Migration(source, target, options=Options(patience=2)) as migration:
+        killer.start()
+        report = migration.check()
+        killer.join()
+        assert len(report.blockers) == 1, report.findings
+        assert migration.check().possible

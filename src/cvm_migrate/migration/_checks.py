@@ -57,6 +57,7 @@ class Checker:
         job = self._job
         for role, endpoint in (("source", job.source), ("target", job.target)):
             self._findings += endpoint.check("source" if role == "source" else "target")
+        job.ends.drop_lost()
         source = self._facts(job.ends.source)
         target = self._facts(job.ends.target)
         if source is not None:
@@ -102,6 +103,7 @@ class Checker:
             asked = time.time()
             facts = end.look()
         except CvmMigrateError as error:
+            self._job.ends.suspect()
             self._refused(error)
             return None
         self._look_at_host(end, agent, facts, (asked + time.time()) / 2)

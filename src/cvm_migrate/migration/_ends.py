@@ -179,11 +179,15 @@ class Ends:
         """Something failed: nothing counts as working until :meth:`mend` has asked."""
         self._suspect = True
 
-    def start_agents(self) -> tuple[HostFacts, HostFacts]:
-        """Start both agents, where they don't run, and return what they find."""
+    def drop_lost(self) -> None:
+        """Let go of agents that do not answer any more, where something failed."""
         for end in (self.source, self.target):
             if self._suspect and not end.is_alive():
                 self._drop(end)
+
+    def start_agents(self) -> tuple[HostFacts, HostFacts]:
+        """Start both agents, where they don't run, and return what they find."""
+        self.drop_lost()
         return self.source.start()[1], self.target.start()[1]
 
     def mend(self, *, recognise: Callable[[End], None]) -> None:

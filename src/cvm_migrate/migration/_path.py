@@ -52,18 +52,18 @@ class PathCheck:
         Raises:
             CancelledError: The caller called the step off.
         """
+        rate = None
         try:
-            if self._ends.is_open:
-                # The pumps of the migration itself are there, and have its port.
-                return self._measure_pumps()
-            return self._try()
+            # Once they are there, the migration's own pumps have its port.
+            rate = self._measure_pumps() if self._ends.is_open else self._try()
         except CancelledError:
             raise
         except CvmMigrateError as error:
-            if isinstance(error, AgentLostError):
-                self._ends.suspect()
             self._tell(Severity.BLOCKER, error.message, "", error.remedy or "")
-            return None
+        if rate is None:
+            # An agent may have ended.
+            self._ends.suspect()
+        return rate
 
     def try_pumps(self) -> None:
         """Measure the pumps that are connected already.
@@ -207,7 +207,9 @@ class PathCheck:
             parts.append(f"MTU {measured.mtu}")
         if measured.tls_version is not None:
             parts.append(measured.tls_version)
-        evidence = f"{format_size(measured.arrived)} of noise in {format_seconds(measured.seconds)}"
+        evidence = (
+            f"{format_size(measured.arrived)} of noise in {format_seconds(measured.seconds)}"
+        )
         evidence += f" over {int(self._job.options.streams)} connections"
         if measured.mss is not None:
             evidence += f", segments of {measured.mss} bytes"
