@@ -34,9 +34,11 @@ from cvm_migrate.errors import (
     ConnectionLostError,
     CvmMigrateError,
     InvalidRequestError,
+    NotFoundError,
     StepOrderError,
 )
 from cvm_migrate.interfaces import Agent
+from cvm_migrate.migration._arrange import Device, arrange
 from cvm_migrate.migration._endpoints import Endpoint
 from cvm_migrate.migration._routes import LOOPBACK, DirectRoute, Route
 from cvm_migrate.migration._samples import is_same, take
@@ -62,8 +64,8 @@ class CvmTarget:
 
     Args:
         instance: Which.
-        disks: As the rescue system names them, in the order of the source's; ``None``: ``/dev/vda``, ``/dev/vdb``
-            and so on, as many as the source's.
+        disks: As the rescue system names them, in the order of the source's; ``None``: those of the instance in the
+            API's order, as many as the source's, recognised there by serial number or size.
         python: The interpreter for the agent there; ``None``: the best one there.
         data_port: Where it listens for the data.
         data_host: Address under which the source finds it; ``None``: the one SSH uses.
@@ -100,6 +102,7 @@ class CvmTarget:
             raise InvalidRequestError(f"not a port: {data_port}", remedy="Give 1 to 65535")
         self.instance = instance
         self._disks = None if disks is None else tuple(disks)
+        self._named = disks is not None
         self._python = python
         self._data_host = data_host
         self._data_port = data_port
@@ -265,6 +268,8 @@ class CvmTarget:
             raise self._too_early()
         agent = self._start_agent(self._waiting())
         try:
+            if not self._named:
+                self._disks = self._arranged(agent)
             if not self._target.written:
                 self._begun[_SAMPLE] = take(agent, self.disks)
         except BaseException:
@@ -273,6 +278,22 @@ class CvmTarget:
         # Whoever has an agent there may write.
         self._target.writing()
         return agent
+
+    def _arranged(self, agent: Agent) -> tuple[str, ...]:
+        """Find the instance's disks among those of its rescue system, before anything is written."""
+        disks = self.instance.describe(cancel=self._cancel).disks
+        facts = {disk.number: disk for disk in agent.facts().disks}
+        devices: list[Device] = []
+        for disk in disks:
+            try:
+                opened = agent.open_disk(disk.path, mode="read")
+            except NotFoundError:
+                # Those that are there may still be all that is needed.
+                continue
+            agent.close_disk(opened)
+            known = facts.get(opened.identity.removeprefix("block:"))
+            devices.append(Device(disk.path, opened.size, known.serial if known else None))
+        return arrange(disks[: len(self.disks)], devices)
 
     def _start_agent(self, access: RescueAccess) -> Agent:
         policy = self.instance.policy
