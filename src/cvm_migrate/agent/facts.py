@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _SECTOR = 512
 _SIOCGIFCONF = 0x8912
 _MOST_INTERFACES = 256
+_LOOP_GET_STATUS64 = 0x4C05
+# Device and inode of the file, and the device's own number if it is one; the rest is of no interest.
+_LOOP_INFO = struct.Struct("=QQQ208x")
 
 _DMI = (
     "sys_vendor",
@@ -207,11 +210,35 @@ def _disk(block):
         "model": _text(folder + "/device/model"),
         "serial": _serial(folder),
         "backing_file": backing_file,
+        "backing": None if backing_file is None else _backing(block, backing_file),
         "slaves": [_name(slave) for slave in _listed(folder + "/slaves")],
         "holders": [_name(holder) for holder in _listed(folder + "/holders")],
         "partitions": _partitions(folder),
         "aliases": _aliases(folder),
     }
+
+
+def _backing(block, backing_file):
+    # type: (str, Text) -> Optional[Text]
+    """Say what a loop device lies on, as ``open`` says it of disks: a file has many names, and a device as well."""
+    try:
+        fd = os.open("/dev/" + block.replace("!", "/"), os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            info = fcntl.ioctl(fd, _LOOP_GET_STATUS64, b"\0" * _LOOP_INFO.size)
+        finally:
+            os.close(fd)
+    except EnvironmentError:
+        # No right to: the name alone.
+        try:
+            status = os.stat(names.to_bytes(backing_file))
+        except EnvironmentError:
+            return None
+        device, inode, number = status.st_dev, status.st_ino, status.st_rdev
+    else:
+        device, inode, number = _LOOP_INFO.unpack(info)
+    if number:
+        return "block:%d:%d" % (os.major(number), os.minor(number))
+    return "file:%d:%d" % (device, inode)
 
 
 def _aliases(folder):

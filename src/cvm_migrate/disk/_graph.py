@@ -145,13 +145,20 @@ class Graph:
                     waiting.append(name)
         return tuple(found.values())
 
+    def _behind(self, backing_file: str, backing: str | None) -> set[Node]:
+        """Return what a loop device lies on: another device, or those of its file."""
+        path = backing_path(backing_file)
+        kind, _, number = (backing or "").partition(":")
+        node = self._by_number.get(number) if kind == "block" else self.find(path)
+        return set(self.file_on(path)) if node is None else {node}
+
     def _connect(self) -> None:
         """Note what lies directly on what."""
         for node in self._by_name.values():
             if node.partition is None:
                 lower = {self._by_name[name] for name in node.disk.slaves if name in self._by_name}
                 if node.disk.backing_file is not None:
-                    lower |= set(self.file_on(backing_path(node.disk.backing_file)))
+                    lower |= self._behind(node.disk.backing_file, node.disk.backing)
                 holders = node.disk.holders
             else:
                 lower = {self._by_name[node.disk.name]}

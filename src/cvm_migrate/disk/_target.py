@@ -214,9 +214,9 @@ def _same_thing(
     if node is not None and source_node is not None:
         return _same_device(node, source_node)
     if node is not None:
-        return _same_file(source.path, node)
+        return _same_file(source, node)
     if source_node is not None:
-        return _same_file(target.path, source_node)
+        return _same_file(target, source_node)
     same = posixpath.normpath(target.path) == posixpath.normpath(source.path)
     return f"both are {source.path}" if same else None
 
@@ -226,16 +226,23 @@ def _same_device(node: Node, source_node: Node) -> str | None:
         return f"both are {node.path}, {node.number}"
     if node.partition is None and node.disk.number == source_node.disk.number:
         return f"{source_node.path} is a partition of {node.path}"
+    if node.partition is not None or source_node.partition is not None:
+        return None
     backing = _backing(node)
-    if backing is not None and backing == _backing(source_node):
-        return f"both are loop devices over {backing}"
+    known = node.disk.backing
+    same = known is not None and known == source_node.disk.backing
+    if same or (backing is not None and backing == _backing(source_node)):
+        return f"both are loop devices over {backing or known}"
     return None
 
 
-def _same_file(path: str, node: Node) -> str | None:
-    if _backing(node) != posixpath.normpath(path):
+def _same_file(place: Place, node: Node) -> str | None:
+    same = place.identity is not None and place.identity == node.disk.backing
+    if node.partition is not None or not (
+        same or _backing(node) == posixpath.normpath(place.path)
+    ):
         return None
-    return f"{path} is the file behind the loop device {node.path}"
+    return f"{place.path} is the file behind the loop device {node.path}"
 
 
 def _backing(node: Node) -> str | None:

@@ -19,7 +19,7 @@ from cvm_migrate.disk import (
 from cvm_migrate.errors import CvmMigrateError, NotFoundError
 from cvm_migrate.interfaces import Agent
 from cvm_migrate.migration._cvm import CvmTarget
-from cvm_migrate.migration._ends import End
+from cvm_migrate.migration._ends import End, place_before_opening
 from cvm_migrate.migration._job import Job
 from cvm_migrate.migration._path import PathCheck
 from cvm_migrate.migration._results import CheckReport
@@ -285,7 +285,7 @@ class Checker:
         self, source: HostFacts | None, target: HostFacts, path: str, from_disk: OpenDisk | None
     ) -> None:
         agent = self._job.ends.target.start()[0]
-        place = Place(target, path)
+        place = place_before_opening(self._job.target, target, path)
         try:
             disk = agent.open_disk(path, mode="read")
             place = Place.of(target, disk)

@@ -28,6 +28,7 @@ class DiskFacts:
         holders: Names of the disks that are made of this one.
         backing_file: The file behind a loop device.
         aliases: Other paths of the same device, such as ``/dev/mapper/vg-root``.
+        backing: What a loop device lies on, as the identity of an open disk says it; ``None``: not known.
     """
 
     name: str
@@ -46,6 +47,7 @@ class DiskFacts:
     holders: tuple[str, ...] = ()
     partitions: tuple[PartitionFacts, ...] = ()
     aliases: tuple[str, ...] = ()
+    backing: str | None = None
 
 
 @attrs.frozen
@@ -156,7 +158,7 @@ def _disk(disk: dict[str, Any]) -> DiskFacts:
         PartitionFacts(**_fields(PartitionFacts, part, "holders")) for part in disk["partitions"]
     )
     plain = _fields(DiskFacts, disk, "slaves", "holders", "aliases")
-    return DiskFacts(partitions=partitions, **plain)
+    return DiskFacts(partitions=partitions, backing=disk.get("backing"), **plain)
 
 
 def _fields(kind: type[attrs.AttrsInstance], given: dict[str, Any], *lists: str) -> dict[str, Any]:
