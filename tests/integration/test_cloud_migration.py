@@ -490,6 +490,9 @@ def test_a_report_says_when_the_instance_is_half_way(
         assert (migration.half_way, told(migration)) == (None, [])
         migration.prepare()
         assert "rescue mode" in str(migration.half_way)
+        # Nobody could know its host key: which one was taken is reported.
+        (pinned,) = [one for one in migration.report().findings if "host key" in one.title]
+        assert str(made.host_key).split()[1] in pinned.evidence
         assert len(told(migration)) == 1
         migration.full_sync()
         migration.cutover()

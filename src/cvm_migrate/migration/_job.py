@@ -29,6 +29,7 @@ from cvm_migrate.migration._results import (
 )
 from cvm_migrate.migration._values import to_plain
 from cvm_migrate.model import ExtentMap, Finding, OpenDisk, Severity
+from cvm_migrate.transport import AgentSession
 
 _STARTED: Final = "started"
 _REVIVE_AFTER: Final = 2
@@ -181,10 +182,19 @@ class Job:
         for role, endpoint in (("source", self.source), ("target", self.target)):
             endpoint.begin("source" if role == "source" else "target", self.checkpoint.notes)
         self.ends.mend(recognise=self._recognise)
+        self._note_agents()
         if not self.works:
             self._load()
         if self.ends.tracker_is_new:
             self._mind_the_gap()
+
+    def _note_agents(self) -> None:
+        """Keep what was noticed when agents were started, such as a host key nobody could know before."""
+        for end in (self.ends.source, self.ends.target):
+            if isinstance(end.agent, AgentSession):
+                for text in end.agent.notes:
+                    title, _, evidence = text.partition(": ")
+                    self.note(Severity.INFO, title, evidence=evidence)
 
     def _introduce(self, target: CvmTarget) -> None:
         """Tell an instance what is coming, so that what does not fit is refused before its system is stopped."""
