@@ -14,16 +14,19 @@ import pytest
 import rig.cloud
 from cvm_migrate.cloud import (
     MY_PUBLIC_IP,
+    AssumeRoleCredentials,
     CvmInstance,
     InstanceState,
     RescueTarget,
     SecurityGroups,
     Snapshots,
+    StaticCredentials,
     TargetWish,
 )
 from cvm_migrate.deadline import CancelToken, Deadline
 from cvm_migrate.errors import (
     CancelledError,
+    CredentialsError,
     CvmMigrateError,
     DeadlineError,
     InstanceStateError,
@@ -383,6 +386,61 @@ def test_giving_up_after_writing_puts_the_disks_back_first(
 
     assert (made.state, report.restored) == (start, True)
     assert holds(made, b"a") == [True, True]
+
+
+def test_an_instance_that_expires_on_the_way_is_named_and_giving_up_mends_it_once_renewed(
+    simulated: TencentCloud,
+) -> None:
+    made = add(simulated)
+    fill(made, b"a")
+    notes: dict[str, str] = {}
+    target = RescueTarget(instance(simulated, made), notes, wish=WISH)
+    target.before_prepare()
+    target.writing()
+    fill(made, b"b")
+    made.set_restricted("EXPIRED")
+
+    with pytest.raises(CvmMigrateError) as caught:
+        target.after_cutover()
+    assert caught.value.remedy
+    assert target.half_way
+    made.set_restricted("NORMAL")
+
+    assert target.on_abort().restored
+    assert made.state == "RUNNING"
+    assert holds(made, b"a") == [True, True]
+
+
+@pytest.mark.parametrize("renewable", [True, False])
+def test_a_token_that_runs_out_on_the_way_is_renewed_or_named(
+    simulated: TencentCloud,
+    renewable: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    made = add(simulated)
+    base = StaticCredentials(simulated.secret_id, simulated.secret_key)
+    keys = simulated.new_credentials(seconds=3600)
+    fixed = StaticCredentials(keys.secret_id, keys.secret_key, keys.token)
+    role = AssumeRoleCredentials(
+        base, simulated.add_role("migrator"), endpoint=simulated.endpoint, policy=QUICK
+    )
+    notes: dict[str, str] = {}
+    target = RescueTarget(
+        instance(simulated, made, credentials=role if renewable else fixed), notes, wish=WISH
+    )
+    target.before_prepare()
+    simulated.expire_tokens()
+
+    if renewable:
+        assert target.after_cutover().healthy
+    else:
+        with pytest.raises(CredentialsError) as caught:
+            target.after_cutover()
+        assert "get new ones" in str(caught.value.remedy)
+        assert "rescue mode" in str(caught.value.remedy)
+        # With keys that work, another process goes on.
+        RescueTarget(instance(simulated, made), notes, wish=WISH).after_cutover()
+
+    assert made.state == "RUNNING"
 
 
 def test_giving_up_never_takes_a_server_back_that_runs_the_copy(simulated: TencentCloud) -> None:
