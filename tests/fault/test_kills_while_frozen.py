@@ -15,7 +15,7 @@ import pytest
 
 from capabilities import require
 from cvm_migrate import LocalHost, Migration, Options, Report, events
-from cvm_migrate.errors import TransientError
+from cvm_migrate.errors import AgentLostError, TransientError
 from rig import loopdev, processes
 from rig.disks import Pair, check_copy, mounted_pair
 from rig.watched import WatchedHost
@@ -110,7 +110,7 @@ def _run(pair: Pair, victims: Victims | None = None) -> Run:
         LocalHost(disks=[pair.target]),
         state=pair.folder / "state",
         observer=observe,
-        options=Options(max_downtime=10, freeze_limit=_LIMIT, attempts=1, patience=5),
+        options=Options(max_downtime=10, freeze_limit=_LIMIT, attempts=1, patience=60),
     ) as migration:
         if victims is not None:
             victims.migration = migration
@@ -150,7 +150,8 @@ def test_an_agent_or_a_pump_is_killed_while_frozen(
 
     # The last pass needs all but the source's agent, which thaws, only until the proof.
     if moment == "frozen" or victim == "source agent":
-        assert first.error is not None
+        # Nobody waits for the freeze to end by itself.
+        assert isinstance(first.error, AgentLostError)
         assert second.kinds
     assert (first.error is None) == (first.report is not None)
     assert second.error is None

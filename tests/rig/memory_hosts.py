@@ -467,6 +467,7 @@ class MemoryAgent:
         return ReadBack(total - wrong.total, 0.001, wrong)
 
     def received(self, pump: int) -> Mapping[str, int]:
+        self._call("received", faults=False)
         return {"bytes": len(self.pumps[pump])}
 
     def disconnect(self, pump: int) -> None:

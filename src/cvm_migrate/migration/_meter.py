@@ -99,15 +99,16 @@ class Meter:
 
 
 @contextlib.contextmanager
-def watching(agent: Agent, token: CancelToken) -> Generator[None]:
-    """While another agent works, look after this one; when it is lost, cancel the work.
+def watching(agent: Agent, pump: int, token: CancelToken) -> Generator[None]:
+    """While another agent works, look after this one and its pump; when either is lost, cancel the work.
 
     Args:
         agent: Whose loss ends the work.
+        pump: A receiving one of it.
         token: Of the work.
 
     Raises:
-        AgentLostError: It was lost, instead of the CancelledError that came of it.
+        AgentLostError: One was lost, instead of the CancelledError that came of it.
     """
     over = threading.Event()
     lost: list[AgentLostError] = []
@@ -115,7 +116,7 @@ def watching(agent: Agent, token: CancelToken) -> Generator[None]:
     def look() -> None:
         while not over.wait(_LOOK):
             try:
-                agent.frozen()
+                agent.received(pump)
             except AgentLostError as error:
                 lost.append(error)
                 token.cancel()

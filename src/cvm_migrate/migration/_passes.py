@@ -274,8 +274,8 @@ class Passes:
             meter.done(before + so_far.acked)
 
         started = time.monotonic()
-        # The source's pump would wait for a lost target for as long as for a cut network.
-        with watching(ends.target_agent, meter.token):
+        # The source's pump would wait for a lost target, or its lost pump, for as long as for a cut network.
+        with watching(ends.target_agent, ends.receiver, meter.token):
             streamed = ends.source_agent.stream(
                 ends.sender,
                 work.disk,
