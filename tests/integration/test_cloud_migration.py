@@ -275,6 +275,22 @@ def test_what_does_not_fit_is_refused_by_prepare_alone_too(
     assert all(request.action.startswith("Describe") for request in simulated.requests)
 
 
+@pytest.mark.parametrize("lasting", [True, False])
+def test_a_migration_that_another_process_could_not_give_up_is_warned_of(
+    simulated: TencentCloud,
+    tmp_path: Path,
+    lasting: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    made = simulated.add_instance(system_disk=MiB, rescue_system="none")
+    source, _ = image(tmp_path, MiB)
+    state = tmp_path / "state" if lasting else None
+
+    with Migration(source, target(simulated, made), state=state) as migration:
+        titles = [finding.title for finding in migration.check().findings]
+
+    assert any("no state directory" in title for title in titles) is not lasting
+
+
 def test_bad_names_are_refused_before_anything_is_touched(
     simulated: TencentCloud, tmp_path: Path
 ) -> None:

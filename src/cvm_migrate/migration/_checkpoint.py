@@ -138,6 +138,11 @@ class Checkpoint:
         self._meta: MutableMapping[str, str] = _Table(self, "meta")
 
     @property
+    def lasting(self) -> bool:
+        """Whether it is there for another process, too."""
+        return self._folder is not None
+
+    @property
     def state(self) -> State:
         """What has been reached."""
         return State(self._meta.get("state", State.NEW.value))

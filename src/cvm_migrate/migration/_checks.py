@@ -58,6 +58,14 @@ class Checker:
         for role, endpoint in (("source", job.source), ("target", job.target)):
             self._findings += endpoint.check("source" if role == "source" else "target")
         job.ends.drop_lost()
+        if isinstance(job.target, CvmTarget) and not job.checkpoint.lasting:
+            self._add(
+                Severity.WARNING,
+                "This migration has no state directory",
+                "if this process ended while the instance waits for migration, no other could go on, or put its disks"
+                " back",
+                "Give it one: state=, or --state",
+            )
         source = self._facts(job.ends.source)
         target = self._facts(job.ends.target)
         if source is not None:
