@@ -455,6 +455,31 @@ def test_the_command_line_moves_a_disk_onto_an_instance(
     assert simulated.secret_key not in done.stdout + done.stderr
 
 
+def test_a_dry_run_shows_the_plan_and_touches_nothing(
+    simulated: TencentCloud, tmp_path: Path
+) -> None:
+    made = simulated.add_instance(system_disk=8 * MiB, rescue_system="none")
+    source, _ = image(tmp_path, 8 * MiB)
+    to = f"cvm:{made.region}/{made.instance_id}?endpoint={simulated.endpoint}"
+    command = [sys.executable, "-m", "cvm_migrate", "run", "--dry-run", "--source"]
+
+    done = subprocess.run(
+        [*command, source.description, "--target", to, "--report", str(tmp_path / "plan.html")],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, **simulated.environment},
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "its own system will be shut down" in done.stdout
+    assert "prepare() opens it" in done.stdout
+    assert made.instance_id in (tmp_path / "plan.html").read_text()
+    assert made.history == ("RUNNING",)
+    assert all(request.action.startswith("Describe") for request in simulated.requests)
+
+
 @pytest.mark.slow
 def test_a_fresh_process_gives_up_what_the_command_left_half_way(
     simulated: TencentCloud, tmp_path: Path
