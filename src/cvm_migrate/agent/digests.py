@@ -7,7 +7,7 @@ import hashlib
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
-    from typing import Any, Callable, Dict, List, Optional, Tuple
+    from typing import Any, Callable, List, Optional, Tuple
 
 xxhash = None  # type: Optional[ModuleType]
 try:

@@ -131,8 +131,8 @@ class Channel(object):
         self._waker = waker
         self._fd = secure.fileno()
         # The TLS socket's own methods: those of any socket would only call them.
-        self._read = secure.read  # type: Any
-        self._write = secure.write
+        self._read = secure.read  # type: Any # pyright: ignore[reportDeprecated]
+        self._write = secure.write  # pyright: ignore[reportDeprecated]
         self._reading = _select.poll()
         self._writing = _select.poll()
         self._waking = _select.poll()
