@@ -30,9 +30,11 @@ from cvm_migrate.migration._results import (
 from cvm_migrate.migration._values import to_plain
 from cvm_migrate.model import ExtentMap, Finding, OpenDisk, Severity
 from cvm_migrate.transport import AgentSession
+from cvm_migrate.units import MiB
 
 _STARTED: Final = "started"
 _REVIVE_AFTER: Final = 2
+_BULK: Final = 8 * MiB
 
 
 class Job:
@@ -91,6 +93,8 @@ class Job:
             self.ends.expect_stale()
         self.convergence = self._new_convergence()
         self.compare_rate: float | None = None
+        # Of the last pass that was large enough to measure more than round trips.
+        self._bulk_rate: float | None = None
         # Bytes that a fresh reading of both ends found equal, with the tracker that runs now.
         self.proved: int | None = None
         # Disks with a mounted file system that refuses to be frozen.
@@ -405,6 +409,8 @@ class Job:
         if compared and comparing:
             self.compare_rate = compared / comparing
         rate = sent / moving if sent and moving else None
+        if sent >= _BULK:
+            self._bulk_rate = rate
         # Zeroes cost the path nothing, and what changes is hardly ever zero: they would make it look faster.
         data = sent - sum(tally.zero for tally in tallies)
         applied = data / moving if data > 0 and moving else rate
@@ -419,7 +425,7 @@ class Job:
                 to_compare=to_compare,
                 stops_source=not self.from_files,
                 # Reading and comparing is at least as fast as reading, sending and writing.
-                digest_rate=self.compare_rate or rate,
+                digest_rate=self.compare_rate or self._bulk_rate or rate,
             )
         )
         forecast = judgement.forecast
