@@ -133,11 +133,11 @@ class Lag:
 
     Attributes:
         lag: Seconds since the moment the target was last known to hold.
-        backlog: Bytes written on the source since.
+        backlog: Bytes written on the source since; ``None`` where only a comparison can tell.
     """
 
     lag: float
-    backlog: int
+    backlog: int | None
 
 
 @attrs.frozen

@@ -76,6 +76,19 @@ def test_the_source_is_no_target(source: Path) -> None:
     _refused(source, source, UnsafeTargetError, untouched=source)
 
 
+def test_a_partition_is_no_source(source: Path, tmp_path: Path) -> None:
+    """A partition is refused by check() and prepare() with the name of its disk: its table would be missing."""
+    require("partx")
+    with loopdev.loop_device(tmp_path / "target.img", 16 * MiB) as target:
+        subprocess.run(["addpart", str(source), "1", "2048", "16384"], check=True)
+        try:
+            text = _refused(Path(f"{source}p1"), target, InvalidRequestError, untouched=target)
+        finally:
+            subprocess.run(["delpart", str(source), "1"], check=True)
+
+    assert f"{source}p1 is a partition of {source}" in text
+
+
 def test_another_name_of_the_source_is_no_target(source: Path, tmp_path: Path) -> None:
     """A link that leads to the source is the source."""
     link = tmp_path / "link"

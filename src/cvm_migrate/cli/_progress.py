@@ -124,7 +124,8 @@ def describe(event: events.Event) -> str | None:  # noqa: C901, PLR0911, PLR0912
                 text += f"; downtime now {format_seconds(ended.predicted_downtime)}"
             return text
         case events.Lag(lag=lag, backlog=backlog):
-            return f"holding: {format_seconds(lag)} behind, {format_size(backlog)} to send"
+            rest = "nobody knows how much" if backlog is None else format_size(backlog)
+            return f"holding: {format_seconds(lag)} behind, {rest} to send"
         case events.Frozen(mounts=mounts, refused=refused):
             text = f"frozen: {', '.join(mounts) or 'nothing'}"
             return text + "".join(f"; {mount} not: {why}" for mount, why in refused.items())

@@ -8,6 +8,7 @@ from cvm_migrate.disk._inventory import (
     mounts_on,
     ranges_on,
     reachable,
+    refuse_partition,
     swaps_on,
     unfreezable,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "mounts_on",
     "ranges_on",
     "reachable",
+    "refuse_partition",
     "refuse_unsafe",
     "swaps_on",
     "uneven",

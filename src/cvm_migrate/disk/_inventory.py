@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from cvm_migrate.disk._graph import Graph, Node, backing_path
 from cvm_migrate.errors import InvalidRequestError, NotFoundError
-from cvm_migrate.model import DiskFacts, ExtentMap, HostFacts, MountFacts
+from cvm_migrate.model import DiskFacts, ExtentMap, HostFacts, MountFacts, OpenDisk
 from cvm_migrate.units import format_size
 
 _UNFREEZABLE = MappingProxyType(
@@ -55,12 +55,33 @@ def find_disk(facts: HostFacts, path: str) -> DiskFacts:
             f"{facts.hostname} has no disk {path}", device=path, remedy=missing_remedy(facts, path)
         )
     if node.partition is not None:
-        raise InvalidRequestError(
-            f"{path} is a partition of {node.disk.path}",
-            device=path,
-            remedy=f"Give the whole disk, {node.disk.path}: a system is moved with its partition table",
-        )
+        raise _a_partition(path, node.disk)
     return node.disk
+
+
+def refuse_partition(facts: HostFacts, disk: OpenDisk) -> None:
+    """Refuse a partition as what is moved.
+
+    Args:
+        facts: Of the host.
+        disk: As the agent has opened it, whatever name it was given.
+
+    Raises:
+        InvalidRequestError: It is a partition of a disk.
+    """
+    if disk.kind != "block":
+        return
+    node = Graph(facts).find(disk.identity.removeprefix("block:"))
+    if node is not None and node.partition is not None:
+        raise _a_partition(disk.path, node.disk)
+
+
+def _a_partition(path: str, disk: DiskFacts) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{path} is a partition of {disk.path}",
+        device=path,
+        remedy=f"Give the whole disk, {disk.path}: a system is moved with its partition table",
+    )
 
 
 def missing_remedy(facts: HostFacts, path: str) -> str:

@@ -13,6 +13,7 @@ from cvm_migrate.disk import (
     check_target,
     missing_remedy,
     mounts_on,
+    refuse_partition,
     swaps_on,
     unfreezable,
 )
@@ -156,6 +157,11 @@ class Checker:
         if isinstance(target, CvmTarget):
             try:
                 self._findings += target.check_source([disk.size for disk in opened], facts)
+            except CvmMigrateError as error:
+                self._refused(error)
+        for disk in opened:
+            try:
+                refuse_partition(facts, disk)
             except CvmMigrateError as error:
                 self._refused(error)
         numbers = [disk.identity.removeprefix("block:") for disk in opened if disk.kind == "block"]

@@ -17,7 +17,14 @@ from typing import Final, Literal
 import attrs
 
 from cvm_migrate.deadline import CancelToken
-from cvm_migrate.disk import Place, check_target, missing_remedy, refuse_unsafe, uneven
+from cvm_migrate.disk import (
+    Place,
+    check_target,
+    missing_remedy,
+    refuse_partition,
+    refuse_unsafe,
+    uneven,
+)
 from cvm_migrate.errors import (
     CancelledError,
     ConnectionLostError,
@@ -225,6 +232,13 @@ class Ends:
         for path in self.source.endpoint.disks:
             with _telling_what_is_there(self.source, path):
                 opened.append(agent.open_disk(path, mode="read"))
+        try:
+            for disk in opened:
+                refuse_partition(self.source.look(), disk)
+        except InvalidRequestError:
+            for disk in opened:
+                agent.close_disk(disk)
+            raise
         self.source.disks = opened
 
     def _open_target(self) -> None:

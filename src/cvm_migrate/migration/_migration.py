@@ -6,11 +6,11 @@ import contextlib
 import os
 import threading
 import time
-import types
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, Self, TypeVar, cast
+from typing import Any, Final, Literal, TypeVar, cast
 
+from cvm_migrate.closing import Closing
 from cvm_migrate.cloud import CvmInstance
 from cvm_migrate.deadline import CancelToken
 from cvm_migrate.delta import LagMeter
@@ -50,7 +50,7 @@ _LAG_INTERVAL: Final = 2.0
 Decision = Literal["cutover", "continue", "stop"]
 
 
-class Migration:
+class Migration(Closing):
     """Moves the disks of a running source to a target, in steps.
 
     A context manager: leaving it ends the agents and releases everything; what has been reached stays in the state
@@ -105,17 +105,6 @@ class Migration:
         # A step has told its caller that it was cancelled.
         self._called_off = False
         self._closed = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: types.TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the agents and let go of the state directory; can be called more than once."""
@@ -244,7 +233,7 @@ class Migration:
                     job.cancel.check()
                     backlog = job.passes.dirty_now(job.works)
                     read = meter.read(backlog or 0, last.rate)
-                    job.emit(Lag(read.lag, read.backlog))
+                    job.emit(Lag(read.lag, None if backlog is None else read.backlog))
                     if is_over():
                         return last
                     left = interval - (time.monotonic() - began)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import sys
-import types
 from collections.abc import Callable
-from typing import Final, Self
+from typing import Final
 
+from cvm_migrate.closing import Closing
 from cvm_migrate.errors import InvalidRequestError, UnsupportedError
 
 # $1 is the question. Only that client gets an answer which this process itself started: the client that OpenSSH starts
@@ -34,7 +34,7 @@ printf "%s\\n" "$answer"
 """
 
 
-class PasswordHelper:
+class PasswordHelper(Closing):
     """What makes OpenSSH's client know a password while this context is open.
 
     Args:
@@ -78,17 +78,6 @@ class PasswordHelper:
         with os.fdopen(os.dup(fd), "wb") as file:
             file.write(content)
         return fd
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: types.TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Forget the password."""

@@ -8,9 +8,9 @@ import selectors
 import socket
 import subprocess
 import threading
-import types
-from typing import Final, Self
+from typing import Final
 
+from cvm_migrate.closing import Closing
 from cvm_migrate.errors import AgentLostError, InvalidRequestError
 from cvm_migrate.transport._askpass import PasswordHelper
 from cvm_migrate.transport._ssh import SshTarget, explain
@@ -20,7 +20,7 @@ _WORDS: Final = 64 << 10
 _MOST: Final = 64
 
 
-class SshForward:
+class SshForward(Closing):
     """A port on this machine's loopback that leads to a port on the other machine's.
 
     Each connection is an SSH connection of its own: streams do not wait for one another, and one whose SSH client
@@ -71,17 +71,6 @@ class SshForward:
             target=self._accept, name=f"forward to {target.destination}", daemon=True
         )
         self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: types.TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def clients(self) -> tuple[int, ...]:

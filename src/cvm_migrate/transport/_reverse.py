@@ -7,9 +7,9 @@ import re
 import socket
 import threading
 import time
-import types
-from typing import Final, Self
+from typing import Final
 
+from cvm_migrate.closing import Closing
 from cvm_migrate.errors import (
     AgentLostError,
     CvmMigrateError,
@@ -34,7 +34,7 @@ _REFUSED: Final = "remote port forwarding failed for listen port {port}"
 _COMMAND: Final = "exec /bin/sh -c 'read -r end'"
 
 
-class SshReverse:
+class SshReverse(Closing):
     """A port on the other machine's loopback that leads to a port of this one.
 
     One SSH connection carries everything. When it ends, another is made for the same port, again and again until
@@ -81,17 +81,6 @@ class SshReverse:
             target=self._keep, name=f"port of {target.destination}", daemon=True
         )
         self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: types.TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def client(self) -> int | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import types
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from typing import Any, Final, Literal, Self, cast
+from typing import Any, Final, Literal, cast
 
+from cvm_migrate.closing import Closing
 from cvm_migrate.deadline import CancelToken
 from cvm_migrate.errors import InvalidRequestError, ProtocolError
 from cvm_migrate.model import (
@@ -34,7 +34,7 @@ from cvm_migrate.units import MiB
 _CHANGES: Final = 512 * MiB
 
 
-class AgentSession:
+class AgentSession(Closing):
     """One agent that runs, and the way to speak with it; implements :class:`~cvm_migrate.interfaces.Agent`.
 
     Made by :func:`~cvm_migrate.transport.start_local_agent` and
@@ -91,17 +91,6 @@ class AgentSession:
         except BaseException:
             self._link.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: types.TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<AgentSession: {self._description}, Python {self.python}>"

@@ -166,14 +166,8 @@ class Channel(object):
                 done += count
         except ssl.SSLWantReadError:
             pass
-        except ssl.SSLError as error:
-            raise Cut(
-                "the peer closed the connection"
-                if is_end(error)
-                else "the connection broke: %s" % error
-            )
         except EnvironmentError as error:
-            raise Cut("the connection broke: %s" % (os.strerror(error.errno or 0),))
+            raise _broken(error)
         if done:
             self.heard = monotonic()
         return done
@@ -195,14 +189,8 @@ class Channel(object):
                 done += count
         except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
             pass
-        except ssl.SSLError as error:
-            raise Cut(
-                "the peer closed the connection"
-                if is_end(error)
-                else "the connection broke: %s" % error
-            )
         except EnvironmentError as error:
-            raise Cut("the connection broke: %s" % (os.strerror(error.errno or 0),))
+            raise _broken(error)
         if done:
             self.spoke = monotonic()
             self.wire += done
@@ -323,3 +311,12 @@ class Channel(object):
         # type: () -> None
         """Close it; only the owner may."""
         self._secure.close()
+
+
+def _broken(error):
+    # type: (EnvironmentError) -> Cut
+    if not isinstance(error, ssl.SSLError):
+        return Cut("the connection broke: %s" % (os.strerror(error.errno or 0),))
+    if is_end(error):
+        return Cut("the peer closed the connection")
+    return Cut("the connection broke: %s" % (error,))
