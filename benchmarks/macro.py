@@ -167,6 +167,7 @@ def main() -> int:
             "processors": os.cpu_count(),
             "python": platform.python_version(),
             "size": chosen.size,
+            "rounds": chosen.rounds,
         },
         "limits": _best_limits(measured_limits) if measured_limits else {},
         "slowdown": slowdown,
