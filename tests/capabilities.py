@@ -126,6 +126,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "bridge": _bridge,
     "user namespaces": _user_namespaces,
     "loopback": _ipv4,
+    "ipv6": lambda: None if Path("/proc/net/if_inet6").exists() else "this kernel has no IPv6",
     "tls13": _tls13,
     "pyenv": _tool("pyenv"),
     "zram": _zram,

@@ -387,7 +387,7 @@ def test_no_secret_is_on_a_command_line_in_a_file_a_log_or_an_event_while_it_run
     )
     state, temporary = tmp_path / "state", tmp_path / "tmp"
     temporary.mkdir()
-    # Ours, and that of every child.
+    # Python's own way to say where temporary files go, of this process and of every child.
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     monkeypatch.setenv("TMPDIR", str(temporary))
     told: list[str] = []

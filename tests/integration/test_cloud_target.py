@@ -65,6 +65,20 @@ def fill(made: SimulatedInstance, byte: bytes) -> None:
         disk.path.write_bytes(byte * disk.size)
 
 
+def half_copied(
+    simulated: TencentCloud, **changes: Any
+) -> tuple[SimulatedInstance, RescueTarget, dict[str, str]]:
+    """An instance that waits for migration and has been written to: it held a before, and holds b."""
+    made = add(simulated, **changes)
+    fill(made, b"a")
+    notes: dict[str, str] = {}
+    target = RescueTarget(instance(simulated, made), notes, wish=WISH)
+    target.before_prepare()
+    target.writing()
+    fill(made, b"b")
+    return made, target, notes
+
+
 def holds(made: SimulatedInstance, byte: bytes) -> list[bool]:
     return [disk.path.read_bytes() == byte * disk.size for disk in made.disks]
 
@@ -373,13 +387,7 @@ def test_giving_up_before_writing_leads_back_to_where_it_was(
 def test_giving_up_after_writing_puts_the_disks_back_first(
     simulated: TencentCloud, start: str
 ) -> None:
-    made = add(simulated, state=start)
-    fill(made, b"a")
-    notes: dict[str, str] = {}
-    target = RescueTarget(instance(simulated, made), notes, wish=WISH)
-    target.before_prepare()
-    target.writing()
-    fill(made, b"b")
+    made, _target, notes = half_copied(simulated, state=start)
 
     # Another process gives up.
     report = RescueTarget(instance(simulated, made), notes, wish=WISH).on_abort()
@@ -391,13 +399,7 @@ def test_giving_up_after_writing_puts_the_disks_back_first(
 def test_an_instance_that_expires_on_the_way_is_named_and_giving_up_mends_it_once_renewed(
     simulated: TencentCloud,
 ) -> None:
-    made = add(simulated)
-    fill(made, b"a")
-    notes: dict[str, str] = {}
-    target = RescueTarget(instance(simulated, made), notes, wish=WISH)
-    target.before_prepare()
-    target.writing()
-    fill(made, b"b")
+    made, target, _notes = half_copied(simulated)
     made.set_restricted("EXPIRED")
 
     with pytest.raises(CvmMigrateError) as caught:
@@ -499,13 +501,7 @@ def test_a_copy_that_was_never_started_can_still_be_given_up(simulated: TencentC
 def test_disks_that_are_half_put_back_are_neither_finished_nor_written(
     simulated: TencentCloud,
 ) -> None:
-    made = add(simulated)
-    fill(made, b"a")
-    notes: dict[str, str] = {}
-    target = RescueTarget(instance(simulated, made), notes, wish=WISH)
-    target.before_prepare()
-    target.writing()
-    fill(made, b"b")
+    made, target, _notes = half_copied(simulated)
     simulated.fail("unauthorized", action="ApplySnapshot", nth=2, times=1)
     with pytest.raises(CvmMigrateError, match="not yet what it was"):
         target.on_abort()

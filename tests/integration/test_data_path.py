@@ -259,8 +259,7 @@ def test_a_port_that_is_taken_blocks(network: Lan, tmp_path: Path) -> None:
 
 
 def test_an_address_of_ipv6_is_measured(network: Lan, tmp_path: Path) -> None:
-    if not Path("/proc/net/if_inet6").exists():
-        pytest.skip("this kernel has no IPv6")
+    capabilities.require("ipv6")
     for machine, address in ((network.source, "fd99::2"), (network.target, "fd99::3")):
         machine.ip("-6", "address", "add", f"{address}/64", "dev", "eth0", "nodad")
     with checked(network, tmp_path, data_host="fd99::3") as done:
