@@ -717,6 +717,47 @@ def test_waiting_because_of_someone_else_is_a_blocker_unless_it_may_be_taken_ove
     assert "console" in found(instance(simulated, console).check(), Severity.BLOCKER)[0]
 
 
+def test_a_disk_without_room_for_another_snapshot_is_a_blocker(simulated: TencentCloud) -> None:
+    made = add(simulated)
+    system, data = (disk.disk_id for disk in made.disks)
+    for number in range(63):
+        simulated.add_snapshot(data, name=f"nightly {number}")
+    cvm = instance(simulated, made)
+    assert found(cvm.check(), Severity.BLOCKER) == []
+
+    simulated.add_snapshot(data, name="weekly")
+    (blocker,) = [one for one in cvm.check() if one.severity is Severity.BLOCKER]
+
+    assert data in blocker.title
+    assert system not in blocker.title
+    assert blocker.evidence == "it has 64; a cloud disk keeps at most 64"
+    assert "Delete snapshots" in blocker.remedy
+    assert "snapshots=False" in blocker.remedy
+    assert found(cvm.check(TargetWish(snapshots=False)), Severity.BLOCKER) == []
+    # What check() foresees is what prepare() would run into.
+    with pytest.raises(QuotaError, match="Delete snapshots"):
+        RescueTarget(cvm, {}, wish=WISH).before_prepare()
+    assert made.history == ("RUNNING",)
+
+
+def test_a_migrations_own_snapshots_do_not_block_it(simulated: TencentCloud) -> None:
+    """The 64th is its own: repeated, it finds it again; another migration has no room."""
+    made = add(simulated)
+    for disk in made.disks:
+        for number in range(63):
+            simulated.add_snapshot(disk.disk_id, name=f"nightly {number}")
+    notes: dict[str, str] = {}
+    RescueTarget(instance(simulated, made), notes, wish=WISH).before_prepare()
+
+    again = RescueTarget(instance(simulated, made), notes, wish=WISH)
+    other = RescueTarget(instance(simulated, made), {}, wish=attrs.evolve(WISH, take_over=True))
+
+    assert found(again.check(), Severity.BLOCKER) == []
+    assert len(found(other.check(), Severity.BLOCKER)) == 2
+    again.before_prepare()
+    assert calls(simulated, "CreateSnapshot") == 2
+
+
 ACCEPT = {"Protocol": "TCP", "Port": "22", "CidrBlock": "203.0.113.0/24", "Action": "ACCEPT"}
 DROP = {"Protocol": "ALL", "Port": "all", "CidrBlock": "0.0.0.0/0", "Action": "DROP"}
 
@@ -781,6 +822,7 @@ def test_a_port_that_is_closed_and_may_not_be_opened_is_a_warning(simulated: Ten
         ("skew", "DescribeInstances", "clock"),
         ("unauthorized", "DescribeSecurityGroupPolicies", "rights"),
         ("unauthorized", "DescribeDisks", "rights"),
+        ("unauthorized", "DescribeSnapshots", "rights"),
         ("throttle", "DescribeInstances", "minute"),
         ("InvalidInstanceId.NotFound", "DescribeInstances", "region"),
     ],

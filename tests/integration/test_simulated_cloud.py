@@ -345,17 +345,18 @@ class TestDisks:
             "InvalidDisk.Busy"
         )
 
-    def test_the_quota_of_snapshots_ends(self) -> None:
+    def test_the_quota_of_snapshots_is_each_disks_own_and_ends(self) -> None:
         with TencentCloud(operation_seconds=0.01, snapshot_quota=1) as cloud:
-            instance = cloud.add_instance(rescue_system="none", system_disk=MiB)
-            disk_id = instance.disks[0].disk_id
+            instance = cloud.add_instance(rescue_system="none", system_disk=MiB, data_disks=[MiB])
+            disk_id, other_id = (disk.disk_id for disk in instance.disks)
+            cloud.add_snapshot(other_id)
             snapshot_id = self._snapshot(cloud, disk_id)
             sdk = _sdk(cloud)
             code = _refusal(lambda: sdk.call("cbs", "CreateSnapshot", DiskId=disk_id))
             sdk.call("cbs", "DeleteSnapshots", SnapshotIds=[snapshot_id])
 
             assert code == "InsufficientSnapshotQuota"
-            assert sdk.call("cbs", "DescribeSnapshots")["TotalCount"] == 0
+            assert sdk.call("cbs", "DescribeSnapshots")["TotalCount"] == 1
             assert self._snapshot(cloud, disk_id)
 
     def test_a_local_disk_knows_no_snapshots(self, tencent_cloud: TencentCloud) -> None:

@@ -16,7 +16,7 @@ from cvm_migrate.cloud._security_groups import (
     evaluate,
     parse_source,
 )
-from cvm_migrate.cloud._snapshots import Snapshots
+from cvm_migrate.cloud._snapshots import MOST_SNAPSHOTS, Snapshots
 from cvm_migrate.cloud._states import STATES, Call, InstanceState, StateKind, transition
 from cvm_migrate.deadline import CancelToken, Deadline
 from cvm_migrate.errors import CvmMigrateError, ServiceError, ThrottledError
@@ -81,12 +81,20 @@ def check_instance(
     instance: InstanceCalls,
     wish: TargetWish,
     *,
+    tag: str | None = None,
     deadline: Deadline | None = None,
     cancel: CancelToken | None = None,
 ) -> tuple[Finding, ...]:
     """Look at an instance with the eyes of a migration; changes nothing.
 
     What the API refuses becomes a finding, too, so that one look shows all there is.
+
+    Args:
+        instance: Which.
+        wish: What the migration is going to ask of it.
+        tag: Of the migration's own snapshots, if it has begun: they need no more room.
+        deadline: Ends the calls.
+        cancel: Ends the waits.
     """
     if wish.source not in {None, MY_PUBLIC_IP}:
         parse_source(str(wish.source))
@@ -98,7 +106,7 @@ def check_instance(
         *_clock(instance),
         *check_facts(facts, wish),
         *_rules(instance, facts, wish, deadline),
-        *_snapshots(instance, facts, wish, deadline),
+        *_snapshots(instance, facts, wish, tag, deadline),
         Finding(Severity.INFO, f"The target is {facts}"),
     )
 
@@ -353,7 +361,11 @@ def check_login(facts: InstanceFacts, rules: Sequence[SecurityGroupRule]) -> lis
 
 
 def _snapshots(
-    instance: InstanceCalls, facts: InstanceFacts, wish: TargetWish, deadline: Deadline | None
+    instance: InstanceCalls,
+    facts: InstanceFacts,
+    wish: TargetWish,
+    tag: str | None,
+    deadline: Deadline | None,
 ) -> list[Finding]:
     if not wish.snapshots:
         return [
@@ -364,17 +376,27 @@ def _snapshots(
                 "Leave snapshots on, unless there is nothing on them",
             )
         ]
+    snapshots = Snapshots(instance)
     try:
-        unable = Snapshots(instance).unable(facts, deadline=deadline)
+        unable = snapshots.unable(facts, deadline=deadline)
+        full = snapshots.full(facts, tag, deadline=deadline) if not unable else {}
     except CvmMigrateError as error:
         return [_from_error(error)]
-    if not unable:
-        return []
+    if unable:
+        return [
+            Finding(
+                Severity.BLOCKER,
+                f"{', '.join(unable)} of {facts.instance_id} knows no snapshots",
+                "",
+                "Go on without (snapshots=False), or make an image of the instance first",
+            )
+        ]
     return [
         Finding(
             Severity.BLOCKER,
-            f"{', '.join(unable)} of {facts.instance_id} knows no snapshots",
-            "",
-            "Go on without (snapshots=False), or make an image of the instance first",
+            f"{disk_id} of {facts.instance_id} has no room for another snapshot",
+            f"it has {count}; a cloud disk keeps at most {MOST_SNAPSHOTS}",
+            "Delete snapshots of it that are not needed, or go on without (snapshots=False)",
         )
+        for disk_id, count in full.items()
     ]

@@ -25,6 +25,9 @@ from cvm_migrate.errors import (
 # A snapshot that everyone has forgotten deletes itself after so many days.
 KEEP_DAYS: Final = 30
 
+# A cloud disk keeps so many (tencentcloud.com/document/product/362/32413); no call of the API tells it.
+MOST_SNAPSHOTS: Final = 64
+
 # A first snapshot of a large disk takes long; in seconds.
 SNAPSHOT_SECONDS: Final = 4 * 3600.0
 
@@ -131,6 +134,38 @@ class Snapshots:
             *(disk.disk_id or disk.path for disk in facts.disks if disk.local or not disk.disk_id),
             *(key for key, disk in disks.items() if disk.get("SnapshotAbility") is False),
         )
+
+    def full(
+        self,
+        facts: InstanceFacts,
+        tag: str | None = None,
+        *,
+        deadline: Deadline | None = None,
+        cancel: CancelToken | None = None,
+    ) -> dict[str, int]:
+        """Return the disks that :meth:`create` would find no room for another snapshot on, and how many each has.
+
+        Args:
+            facts: Of the instance.
+            tag: A disk that has its snapshot with this tag needs no other.
+            deadline: For all of it.
+            cancel: Ends the waits.
+        """
+        deadline = self._deadline(deadline)
+        found: dict[str, int] = {}
+        for disk_id in (disk.disk_id for disk in facts.disks if disk.disk_id and not disk.local):
+            answer = self._instance.read(
+                partial(self._instance.client.describe_snapshots, {"disk-id": disk_id}),
+                doing=f"counting the snapshots of {disk_id}",
+                deadline=deadline,
+                cancel=cancel,
+            )
+            count = int(answer.get("TotalCount") or 0)
+            if count < MOST_SNAPSHOTS:
+                continue
+            if tag is None or self._find(disk_id, _name(disk_id, tag), deadline, cancel) is None:
+                found[disk_id] = count
+        return found
 
     def restore(
         self,
@@ -247,7 +282,7 @@ class Snapshots:
         deadline: Deadline,
         cancel: CancelToken | None,
     ) -> DiskSnapshot:
-        name = f"cvm_migrate {disk_id} {tag}"
+        name = _name(disk_id, tag)
         found = self._find(disk_id, name, deadline, cancel)
         if found is not None:
             return found
@@ -365,3 +400,8 @@ class Snapshots:
                 self._instance.pause(f"waiting while {disk_id} is {state}", deadline, cancel)
 
         return settled
+
+
+def _name(disk_id: str, tag: str) -> str:
+    """Return what the snapshot of a disk is called; it is found again by that."""
+    return f"cvm_migrate {disk_id} {tag}"

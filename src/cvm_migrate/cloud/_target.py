@@ -98,7 +98,7 @@ class RescueTarget:
     def check(self, *, deadline: Deadline | None = None) -> tuple[Finding, ...]:
         """Tell what can be known before anything is touched."""
         wish = attrs.evolve(self._wish, take_over=self._wish.take_over or _ENTERED in self._notes)
-        return check_instance(self.instance, wish, deadline=deadline)
+        return check_instance(self.instance, wish, tag=self._notes.get(_TAG), deadline=deadline)
 
     def before_prepare(
         self, *, deadline: Deadline | None = None, cancel: CancelToken | None = None

@@ -119,9 +119,12 @@ def _create_snapshot(world: World, call: Call, *, fails: bool) -> Answer:
             raise ApiError(
                 "InvalidDisk.NotSupportSnapshot", f"The disk `{disk.id}` knows no snapshots."
             )
-        held = sum(one.disk.region == call.region for one in world.snapshots.values())
+        held = sum(one.disk is disk for one in world.snapshots.values())
         if held >= world.snapshot_quota:
-            raise ApiError("InsufficientSnapshotQuota", "The quota of snapshots is used up.")
+            raise ApiError(
+                "InsufficientSnapshotQuota",
+                f"The disk `{disk.id}` has {held} snapshots, as many as it may have.",
+            )
         if any(one.disk is disk and one.state == "CREATING" for one in world.snapshots.values()):
             raise ApiError(
                 "ResourceUnavailable.SnapshotCreating", f"A snapshot of `{disk.id}` is being made."

@@ -18,7 +18,16 @@ from cvm_migrate.testing._faults import Fault, Faults
 from cvm_migrate.testing._guest import Guest
 from cvm_migrate.testing._rescue import RescueSystem
 from cvm_migrate.testing._server import METADATA, ApiServer, RecordedRequest
-from cvm_migrate.testing._world import REGIONS, Disk, Machine, SecurityGroup, World, new_id
+from cvm_migrate.testing._world import (
+    REGIONS,
+    Disk,
+    Machine,
+    SecurityGroup,
+    Snapshot,
+    World,
+    copy_disk,
+    new_id,
+)
 from cvm_migrate.units import GiB
 
 
@@ -160,7 +169,7 @@ class TencentCloud:
     Args:
         address: Where to listen, the rescue systems' sshd included.
         operation_seconds: How long an asynchronous operation takes.
-        snapshot_quota: Snapshots that a region may hold.
+        snapshot_quota: Snapshots that a disk may have.
         folder: Where disks and snapshots lie; ``None``: a temporary folder that is removed at the end.
     """
 
@@ -456,6 +465,25 @@ class TencentCloud:
             InvalidRequestError: No such kind, or *nth* or *times* is below 1.
         """
         return self._faults.add(kind, action=action, nth=nth, times=times)
+    def add_snapshot(self, disk_id: str, *, name: str = "Unnamed") -> str:
+        """Make a snapshot of a disk as it is, done at once and whatever the quota says; return its id.
+
+        Raises:
+            NotFoundError: There is no such disk.
+        """
+        world = self._world
+        with world.lock:
+            disk = world.disks.get(disk_id)
+            if disk is None:
+                raise NotFoundError(f"there is no disk {disk_id}", device=disk_id)
+        snapshot_id = new_id("snap")
+        path = world.folder / f"{snapshot_id}.img"
+        made = Snapshot(snapshot_id, name, disk, path, state="NORMAL")
+        copy_disk(disk.path, made.path)
+        with world.lock:
+            world.snapshots[made.id] = made
+        return made.id
+
 
     def heal(self) -> None:
         """Forget all faults."""

@@ -189,7 +189,7 @@ class World:
     Args:
         folder: Where disks and snapshots lie.
         operation_seconds: How long an asynchronous operation takes.
-        snapshot_quota: Snapshots that a region may hold.
+        snapshot_quota: Snapshots that a disk may have.
     """
 
     def __init__(self, folder: Path, *, operation_seconds: float, snapshot_quota: int) -> None:
