@@ -29,10 +29,11 @@ from cvm_migrate.errors import (
     InvalidRequestError,
     NotFoundError,
     StepOrderError,
+    UnsafeTargetError,
 )
 from cvm_migrate.migration import parse_cvm
 from cvm_migrate.testing import SimulatedInstance, TencentCloud
-from cvm_migrate.units import MiB
+from cvm_migrate.units import GiB, MiB
 from rig.cloud import instance
 
 
@@ -67,8 +68,12 @@ def image(folder: Path, *sizes: int) -> tuple[ImageFile, list[bytes]]:
 
 
 def held(made: SimulatedInstance, contents: list[bytes]) -> list[bool]:
-    pairs = zip(made.disks, contents, strict=True)
-    return [disk.path.read_bytes()[: len(content)] == content for disk, content in pairs]
+    found: list[bool] = []
+    for disk, content in zip(made.disks, contents, strict=True):
+        # They may be far larger than what was written.
+        with disk.path.open("rb") as file:
+            found.append(file.read(len(content)) == content)
+    return found
 
 
 def rules(simulated: TencentCloud, made: SimulatedInstance) -> list[str]:
@@ -102,6 +107,75 @@ def test_a_server_s_disks_are_moved_onto_an_instance_which_then_runs_them(
         "STARTING",
         "RUNNING",
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "serials", "own"),
+    [(("vdc", "vdb"), True, True), (("sdb", "sda"), False, False)],
+    ids=["by serial numbers, beside the rescue system's own disk", "by sizes"],
+)
+def test_disks_that_come_under_other_names_get_what_is_theirs(
+    simulated: TencentCloud,
+    tmp_path: Path,
+    names: tuple[str, str],
+    serials: bool,  # noqa: FBT001 - a parameter
+    own: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    rescue = tmp_path / "rescue.img"
+    rescue.write_bytes(b"rescue" * MiB)
+    # The API counts in whole GiB: only such sizes tell disks apart.
+    made = simulated.add_instance(
+        system_disk=4 * MiB if serials else 2 * GiB,
+        data_disks=[4 * MiB if serials else GiB],
+        rescue_names=names,
+        rescue_serials=serials,
+        rescue_disks={"vda": rescue} if own else {},
+    )
+    source, contents = image(tmp_path, 4 * MiB, 4 * MiB)
+    to = CvmTarget(instance(simulated, made), data_port=free_port(), snapshots=False)
+
+    with Migration(source, to) as migration:
+        prepared = migration.prepare()
+        migration.full_sync()
+        migration.cutover()
+        migration.finish()
+
+    assert [disk.target for disk in prepared.disks] == [f"/dev/{name}" for name in names]
+    assert held(made, contents) == [True, True]
+    assert rescue.read_bytes() == b"rescue" * MiB
+
+
+def test_disks_that_cannot_be_told_apart_are_refused_before_anything_is_written(
+    simulated: TencentCloud, tmp_path: Path
+) -> None:
+    """Two of one size without serial numbers, whose names may follow any order."""
+    made = simulated.add_instance(
+        system_disk=4 * MiB,
+        data_disks=[4 * MiB],
+        rescue_names=("vdb", "vda"),
+        rescue_serials=False,
+    )
+    before = [os.urandom(4 * MiB) for _ in made.disks]
+    for disk, content in zip(made.disks, before, strict=True):
+        disk.path.write_bytes(content)
+    source, contents = image(tmp_path, 4 * MiB, 4 * MiB)
+
+    with Migration(source, target(simulated, made)) as migration:
+        with pytest.raises(UnsafeTargetError, match="cannot be told which disk") as caught:
+            migration.prepare()
+        assert held(made, before) == [True, True]
+        migration.abort()
+    named = CvmTarget(
+        instance(simulated, made), disks=["/dev/vdb", "/dev/vda"], data_port=free_port()
+    )
+    with Migration(source, named) as migration:
+        migration.run()
+
+    for disk in made.disks:
+        assert disk.disk_id in caught.value.message
+    assert "name the target's disks" in str(caught.value.remedy)
+    assert made.state == "RUNNING"
+    assert held(made, contents) == [True, True]
 
 
 def test_the_data_s_port_is_tried_before_the_rescue_mode_and_measured_in_it(
@@ -165,6 +239,8 @@ def test_a_migration_that_is_given_up_leaves_the_instance_as_it_was(
         migration.prepare()
         migration.full_sync()
         assert held(made, contents) == [True]
+        # The rescue system in which the disk is looked at once it has been put back is another one.
+        made.set_rescue_names("vdc")
         migration.abort()
 
     assert made.state == "RUNNING"

@@ -51,9 +51,10 @@ def test_the_agent_writes_to_the_instances_disk_and_sees_no_other(
     instance.wait_for("STOPPED")
 
     assert python.startswith(f"{version}.")
-    assert [(one.name, one.path, one.size) for one in facts.disks] == [
-        ("vda", "/dev/vda", 16 * MiB),
-        ("vdb", "/dev/vdb", 8 * MiB),
+    system, second = (disk.disk_id for disk in instance.disks)
+    assert [(one.name, one.path, one.size, one.serial) for one in facts.disks] == [
+        ("vda", "/dev/vda", 16 * MiB, system),
+        ("vdb", "/dev/vdb", 8 * MiB, second),
     ]
     assert [mount for mount in facts.mounts if mount.source.startswith("/dev/")] == []
     assert str(instance.host_key) in pinned.read_text()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from capabilities import require
+from cvm_migrate.errors import InvalidRequestError
 from cvm_migrate.testing import SimulatedInstance, TencentCloud
 from cvm_migrate.testing._busy_disk import write_partition_table
 from cvm_migrate.units import MiB
@@ -147,6 +148,48 @@ def test_what_is_written_to_a_device_is_in_the_file_of_that_disk(
         content = disk.path.read_bytes()
         assert content[4096:].startswith(_MARK + letter.encode())
         assert len(content) == disk.size
+
+
+def test_disks_appear_under_the_names_that_were_asked_for(
+    cloud: TencentCloud, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.img"
+    own.write_bytes(bytes(2 * MiB))
+    instance = cloud.add_instance(
+        system_disk=8 * MiB,
+        data_disks=[4 * MiB, 6 * MiB],
+        rescue_names=("vdc", "sda"),
+        rescue_disks={"vda": own},
+    )
+    command = (
+        "cd /sys/block; for disk in *; do echo $disk $(cat $disk/size $disk/serial 2>&1); done"
+    )
+
+    _enter(cloud, instance)
+    named = _output(instance, tmp_path, command)
+    _leave(cloud, instance)
+    instance.set_rescue_names("vdb")
+    _enter(cloud, instance)
+    renamed = _output(instance, tmp_path, "ls /sys/block")
+
+    system, first, second = (disk.disk_id for disk in instance.disks)
+    assert [line.split()[:3] for line in named.splitlines()] == [
+        ["sda", str(8 << 10), first],
+        ["vda", str(4 << 10), "cat:"],
+        ["vdb", str(12 << 10), second],
+        ["vdc", str(16 << 10), system],
+    ]
+    assert renamed.split() == ["vda", "vdb", "vdc", "vdd"]
+
+
+@pytest.mark.parametrize("names", [("nvme0n1",), ("vda/b",), ("vdb", "vdb")])
+def test_names_that_no_disks_can_have_are_refused(
+    cloud: TencentCloud, names: tuple[str, ...]
+) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        cloud.add_instance(rescue_names=names)
+
+    assert caught.value.remedy
 
 
 def test_what_a_file_holds_is_read_from_the_device(cloud: TencentCloud, tmp_path: Path) -> None:

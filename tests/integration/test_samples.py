@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cvm_migrate.interfaces import Agent
-from cvm_migrate.migration._samples import is_same, take
+from cvm_migrate.migration._samples import is_same, sampled, take
 from cvm_migrate.transport import start_local_agent
 from cvm_migrate.units import KiB, MiB
 
@@ -68,7 +68,10 @@ def test_a_disk_is_recognised_unless_another_system_is_on_it(
     change(content)
     disks[1].write_bytes(content)
 
-    assert is_same(agent, sample) is same
+    # Under another name: what counts is the order.
+    moved = disks[1].rename(tmp_path / "moved")
+    assert sampled(sample) == tuple(str(disk) for disk in disks)
+    assert is_same(agent, sample, [str(disks[0]), str(moved)]) is same
 
 
 @pytest.mark.parametrize("size", [0, 512, 64 * KiB + 512])
@@ -76,4 +79,4 @@ def test_a_blank_or_tiny_disk_is_its_own(agent: Agent, tmp_path: Path, size: int
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(size))
 
-    assert is_same(agent, take(agent, [str(disk)]))
+    assert is_same(agent, take(agent, [str(disk)]), [str(disk)])

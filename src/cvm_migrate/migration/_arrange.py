@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -9,10 +10,13 @@ import attrs
 
 from cvm_migrate.cloud import InstanceDisk
 from cvm_migrate.errors import UnsafeTargetError
+from cvm_migrate.model import HostFacts
 from cvm_migrate.units import GiB, format_size
 
 # A serial number of virtio has room for so many characters.
 _SERIAL: Final = 20
+# What a disk of an instance can be, but no loop device, volume, RAID or drive for discs.
+_DISK: Final = re.compile(r"(?:vd|sd|hd|xvd)[a-z]+|nvme\d+n\d+")
 
 
 @attrs.frozen
@@ -30,15 +34,24 @@ class Device:
     serial: str | None
 
 
+def devices_of(facts: HostFacts) -> tuple[Device, ...]:
+    """Return what of a rescue system's devices can be a disk of the instance, in the order of their names."""
+    return tuple(
+        Device(disk.path, disk.size, disk.serial)
+        for disk in sorted(facts.disks, key=lambda disk: (len(disk.name), disk.name))
+        if _DISK.fullmatch(disk.name) and not disk.removable
+    )
+
+
 def arrange(disks: Sequence[InstanceDisk], devices: Sequence[Device]) -> tuple[str, ...]:
     """Return the path of each disk, in their order.
 
-    Serial numbers decide. Where there are none, the order of names is right if the sizes agree with it; else each disk
-    has to be told from all others by its size.
+    Serial numbers decide. Where there are none, each disk has to be told from all others by its size: names follow no
+    order, and a rescue system may have a disk of its own.
 
     Args:
         disks: As the API lists them.
-        devices: All of the rescue system's, in the order of their names.
+        devices: All that the rescue system has.
 
     Raises:
         UnsafeTargetError: They cannot be told apart, or one is not there.
@@ -46,8 +59,6 @@ def arrange(disks: Sequence[InstanceDisk], devices: Sequence[Device]) -> tuple[s
     by_serial = {device.serial: device for device in devices if device.serial}
     if any(disk.disk_id[:_SERIAL] in by_serial for disk in disks):
         chosen = [by_serial.get(disk.disk_id[:_SERIAL]) for disk in disks]
-    elif len(devices) >= len(disks) and all(map(_fits, disks, devices)):
-        chosen = list(devices[: len(disks)])
     else:
         chosen = [_only([device for device in devices if _fits(disk, device)]) for disk in disks]
     paths = [device.path for device in chosen if device is not None]

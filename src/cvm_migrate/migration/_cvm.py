@@ -34,14 +34,13 @@ from cvm_migrate.errors import (
     ConnectionLostError,
     CvmMigrateError,
     InvalidRequestError,
-    NotFoundError,
     StepOrderError,
 )
 from cvm_migrate.interfaces import Agent
-from cvm_migrate.migration._arrange import Device, arrange
+from cvm_migrate.migration._arrange import arrange, devices_of
 from cvm_migrate.migration._endpoints import Endpoint
 from cvm_migrate.migration._routes import LOOPBACK, DirectRoute, Route
-from cvm_migrate.migration._samples import is_same, take
+from cvm_migrate.migration._samples import is_same, sampled, take
 from cvm_migrate.model import Finding, HostFacts, Severity
 from cvm_migrate.transport import SshTarget, start_ssh_agent
 
@@ -269,7 +268,7 @@ class CvmTarget:
         agent = self._start_agent(self._waiting())
         try:
             if not self._named:
-                self._disks = self._arranged(agent)
+                self._disks = self._arranged(agent, len(self.disks))
             if not self._target.written:
                 self._begun[_SAMPLE] = take(agent, self.disks)
         except BaseException:
@@ -279,21 +278,10 @@ class CvmTarget:
         self._target.writing()
         return agent
 
-    def _arranged(self, agent: Agent) -> tuple[str, ...]:
-        """Find the instance's disks among those of its rescue system, before anything is written."""
+    def _arranged(self, agent: Agent, count: int) -> tuple[str, ...]:
+        """Find the instance's first *count* disks among those of its rescue system, before anything is written."""
         disks = self.instance.describe(cancel=self._cancel).disks
-        facts = {disk.number: disk for disk in agent.facts().disks}
-        devices: list[Device] = []
-        for disk in disks:
-            try:
-                opened = agent.open_disk(disk.path, mode="read")
-            except NotFoundError:
-                # Those that are there may still be all that is needed.
-                continue
-            agent.close_disk(opened)
-            known = facts.get(opened.identity.removeprefix("block:"))
-            devices.append(Device(disk.path, opened.size, known.serial if known else None))
-        return arrange(disks[: len(self.disks)], devices)
+        return arrange(disks[:count], devices_of(agent.facts()))
 
     def _start_agent(self, access: RescueAccess) -> Agent:
         policy = self.instance.policy
@@ -342,7 +330,10 @@ class CvmTarget:
         self._entries += 1
         agent = self._start_agent(access)
         try:
-            return is_same(agent, sample)
+            paths = sampled(sample)
+            # The names may be others than when it was taken.
+            now = paths if self._named else self._arranged(agent, len(paths))
+            return is_same(agent, sample, now)
         finally:
             agent.close()
 

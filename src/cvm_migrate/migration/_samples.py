@@ -39,14 +39,27 @@ def take(agent: Agent, paths: Sequence[str]) -> str:
     return json.dumps({path: _digests(agent, path) for path in paths})
 
 
-def is_same(agent: Agent, sample: str) -> bool:
+def sampled(sample: str) -> tuple[str, ...]:
+    """Return the paths that the disks had when the sample was taken."""
+    return tuple(json.loads(sample))
+
+
+def is_same(agent: Agent, sample: str, paths: Sequence[str]) -> bool:
     """Tell whether disks are again what they were when the sample was taken.
+
+    Args:
+        agent: Where they are.
+        sample: What :func:`take` returned.
+        paths: Of the same disks now, in the same order.
 
     Raises:
         CvmMigrateError: A disk cannot be read.
     """
     before: dict[str, dict[str, str]] = json.loads(sample)
-    return all(_alike(digests, _digests(agent, path)) for path, digests in before.items())
+    return all(
+        _alike(digests, _digests(agent, path))
+        for path, digests in zip(paths, before.values(), strict=True)
+    )
 
 
 def _alike(before: dict[str, str], now: dict[str, str]) -> bool:

@@ -16,7 +16,7 @@ from cvm_migrate.errors import DeadlineError, InvalidRequestError, NotFoundError
 from cvm_migrate.testing import _tables
 from cvm_migrate.testing._faults import Fault, Faults
 from cvm_migrate.testing._guest import Guest
-from cvm_migrate.testing._rescue import RescueSystem
+from cvm_migrate.testing._rescue import RescueSystem, Shown
 from cvm_migrate.testing._server import METADATA, ApiServer, RecordedRequest
 from cvm_migrate.testing._world import (
     REGIONS,
@@ -127,6 +127,18 @@ class SimulatedInstance:
             self._machine.guest.stop(soft=False)
 
     def set_restricted(
+    def set_rescue_names(self, *names: str) -> None:
+        """Have its disks appear under other names from the next time on that it enters rescue mode.
+
+        Args:
+            names: As ``rescue_names`` of :meth:`TencentCloud.add_instance`.
+
+        Raises:
+            InvalidRequestError: A name is no disk's, or given twice.
+        """
+        rescue = self._machine.rescue
+        rescue.shown = attrs.evolve(rescue.shown, names=names)
+
         self, restrict_state: Literal["NORMAL", "EXPIRED", "PROTECTIVELY_ISOLATED"]
     ) -> None:
         """Set ``RestrictState``: an expired instance, say."""
@@ -364,8 +376,11 @@ class TencentCloud:
             boot: ``qemu``: while it is running, its disks are booted in software emulation, and the port of
                 :attr:`SimulatedInstance.ssh_address` leads to the guest's port 22.
 
+        rescue_names: Sequence[str] = (),
+        rescue_serials: bool = True,
+        rescue_disks: Mapping[str, Path] | None = None,
         Raises:
-            InvalidRequestError: No such region or state.
+            InvalidRequestError: No such region or state; a name is no disk's, or given twice.
             ConditionError: QEMU is not there, or does not start.
             NotFoundError: A file named as a disk is not there.
         """
@@ -390,6 +405,10 @@ class TencentCloud:
                     path,
                     path.stat().st_size,
                     "DATA_DISK" if number else "SYSTEM_DISK",
+            rescue_names: Names of its disks in rescue mode, such as ``("vdb", "vda")``, the system disk's first; those
+                for which there is none take the first ones free from ``vda`` on.
+            rescue_serials: There each disk has its id as its serial number.
+            rescue_disks: Disks that the rescue system has of its own: files by the names of the disks.
                     disk_type,
                     region,
                     zone,
@@ -438,6 +457,7 @@ class TencentCloud:
             guest=guest,
             history=[state],
         )
+            shown=Shown(tuple(rescue_names), rescue_serials, dict(rescue_disks or {})),
         with world.lock:
             world.machines[machine.id] = machine
             world.disks.update((disk.id, disk) for disk in disks)

@@ -188,7 +188,7 @@ def _enter_rescue_mode(world: World, call: Call, *, fails: bool) -> Answer:
 
         def work() -> None:
             machine.guest.stop(soft=soft)
-            machine.rescue.start(password, machine.files)
+            machine.rescue.start(password, machine.rescue_disks)
 
         world.begin(machine, call.action, call.request_id, fails=fails, work=work)
     return {}

@@ -7,16 +7,18 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import attrs
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -25,7 +27,12 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from cvm_migrate.errors import ConditionError, PermissionDeniedError, UnsupportedError
+from cvm_migrate.errors import (
+    ConditionError,
+    InvalidRequestError,
+    PermissionDeniedError,
+    UnsupportedError,
+)
 
 _log: Final = logging.getLogger("cvm_migrate.testing")
 
@@ -33,10 +40,72 @@ _PROGRAM: Final = Path(__file__).with_name("_rescue_program.py")
 _NEEDED: Final = ("sshd", "unshare", "mount", "umount", "pivot_root", "chpasswd")
 # Seconds until the supervisor, which has patience of its own, is killed.
 _PATIENCE: Final = 90.0
+_NAME: Final = re.compile(r"(?:vd|sd|hd|xvd)[a-z]")
+# As many characters of a serial number does virtio show.
+_SERIAL: Final = 20
+
+
+@attrs.frozen
+class RescueDisk:
+    """A disk of an instance as its rescue system is given it."""
+
+    path: Path
+    disk_id: str
+
+
+@attrs.frozen
+class Shown:
+    """How a rescue system shows disks.
+
+    Attributes:
+        names: Of the instance's disks, the system disk's first; those beyond take the first ones free from ``vda`` on.
+        serials: Whether an instance's disk has its id as the serial number.
+        own: Disks of the rescue system's own by their names, which have no serial number.
+
+    Raises:
+        InvalidRequestError: A name is no disk's, or given twice.
+    """
+
+    names: tuple[str, ...] = ()
+    serials: bool = True
+    own: Mapping[str, Path] = attrs.Factory(dict[str, Path])
+
+    def __attrs_post_init__(self) -> None:
+        """Look at the names."""
+        given = [*self.names, *self.own]
+        for name in given:
+            if not _NAME.fullmatch(name):
+                raise InvalidRequestError(
+                    f"{name!r} is no disk's name", remedy="Write it as vdb, or sda"
+                )
+        if len(set(given)) != len(given):
+            raise InvalidRequestError(
+                f"not a name for each disk: {', '.join(given)}", remedy="Give each name once"
+            )
+
+    def arrange(self, disks: Sequence[RescueDisk]) -> list[dict[str, str | None]]:
+        """Return the file, the name and the serial number of each disk."""
+        names = list(self.names)
+        taken = {*names, *self.own}
+        names += [
+            name for name in (f"vd{chr(number)}" for number in range(97, 123)) if name not in taken
+        ]
+        arranged: list[dict[str, str | None]] = [
+            {
+                "file": str(disk.path),
+                "name": name,
+                "serial": disk.disk_id[:_SERIAL] if self.serials else None,
+            }
+            for disk, name in zip(disks, names, strict=False)
+        ]
+        arranged += [
+            {"file": str(path), "name": name, "serial": None} for name, path in self.own.items()
+        ]
+        return arranged
 
 
 class RescueSystem:
-    """A real sshd in namespaces of its own, in which ``/dev/vda`` is the instance's system disk.
+    """A real sshd in namespaces of its own, in which ``/dev/vda`` is the instance's system disk, unless told otherwise.
 
     Args:
         address: Where sshd listens.
@@ -44,6 +113,7 @@ class RescueSystem:
         folder: Where its log lies.
         python: The only interpreter there; ``None``: the machine's own.
         network: A file such as ``/run/netns/target``; ``None``: this process's network.
+        shown: How it shows disks; can be changed until it is started.
         simulated: Nothing is started; the state is all there is.
     """
 
@@ -55,16 +125,18 @@ class RescueSystem:
         folder: Path,
         python: Path | None,
         network: Path | None,
+        shown: Shown,
         simulated: bool,
     ) -> None:
         self.address = address
+        self.shown = shown
         self._folder = folder
         self._python = python
         self._network = network
         self._simulated = simulated
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._last: tuple[str, tuple[Path, ...], str] | None = None
+        self._last: tuple[str, tuple[RescueDisk, ...], str] | None = None
         self._place: socket.socket | None = None
         self.host_key: str | None = None
         if port == 0 and network is None:
@@ -81,7 +153,7 @@ class RescueSystem:
         """What sshd says."""
         return self._folder / f"rescue-{self.port}.log"
 
-    def start(self, password: str, disks: Sequence[Path]) -> None:
+    def start(self, password: str, disks: Sequence[RescueDisk]) -> None:
         """Start it, with a new host key; return when sshd answers.
 
         Raises:
@@ -122,7 +194,7 @@ class RescueSystem:
             self._place.close()
             self._place = None
 
-    def _start(self, password: str, disks: tuple[Path, ...], host_key: str) -> None:
+    def _start(self, password: str, disks: tuple[RescueDisk, ...], host_key: str) -> None:
         with self._lock:
             self.stop()
             self._last = password, disks, host_key
@@ -134,7 +206,7 @@ class RescueSystem:
                 "port": self.port,
                 "password": password,
                 "host_key": host_key,
-                "disks": [str(disk) for disk in disks],
+                "disks": self.shown.arrange(disks),
                 "python": None if self._python is None else str(self._python),
                 "network": None if self._network is None else str(self._network),
             }

@@ -4,7 +4,7 @@ Two processes run it. The *supervisor* attaches the disks as loop devices, start
 process and host-name namespaces of its own, and ends when its standard input does: the one who started it closes
 that, or has died, however it died. The init makes a root of an overlay (the machine's files below, memory above:
 nothing that is done in the rescue system reaches the machine), with a ``/dev`` and a ``/sys/block`` that know only
-the instance's disks, runs sshd there, and ends when its own standard input does. Then the kernel kills what is left
+the disks it was given, runs sshd there, and ends when its own standard input does. Then the kernel kills what is left
 in its namespace and takes the mounts away, and the loop devices, which are set to go with their last user, go.
 
 Only the standard library is used, and what is imported is imported before the root changes.
@@ -161,9 +161,9 @@ def supervise() -> int:
     request: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
     devices: list[tuple[int, str]] = []
     try:
-        for file in request["disks"]:
+        for disk in request["disks"]:
             # One after the other, so that those attached before a failure are let go.
-            devices.append(_attach(file))  # noqa: PERF401
+            devices.append(_attach(disk["file"]))  # noqa: PERF401
         names = [name for _, name in devices]
         command = [
             *(["nsenter", f"--net={request['network']}"] if request["network"] else []),
@@ -211,12 +211,13 @@ def _ended(seconds: float) -> bool:
 class _Disks:
     """``/dev`` and ``/sys/block`` of the rescue system, kept in step with the kernel's partitions."""
 
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, disks: list[dict[str, Any]], devices: list[str]) -> None:
         # Where the kernel has them; that part of sysfs stays as it is.
         self._real = {
-            f"vd{chr(ord('a') + index)}": Path(f"/sys/devices/virtual/block/{name}")
-            for index, name in enumerate(names)
+            disk["name"]: Path(f"/sys/devices/virtual/block/{device}")
+            for disk, device in zip(disks, devices, strict=True)
         }
+        self._serials: dict[str, str | None] = {disk["name"]: disk["serial"] for disk in disks}
         self._partitions: dict[str, str] = {}
 
     def make(self) -> None:
@@ -226,6 +227,10 @@ class _Disks:
         for name, real in self._real.items():
             place = Path("/sys/block", name)
             self._describe(place, real, "disk")
+            serial = self._serials[name]
+            if serial is not None:
+                # Where the kernel has that of a virtio disk.
+                (place / "serial").write_text(f"{serial}\n")
             for part in ("queue", "holders"):
                 (place / part).mkdir()
                 _run("mount", "--bind", str(real / part), str(place / part))
@@ -380,7 +385,7 @@ def _reap(sshd: int) -> bool:
 
 def _boot(request: dict[str, Any]) -> tuple[subprocess.Popen[bytes], _Disks]:
     root = _make_root(Path(request["folder"]), request["python"])
-    disks = _Disks(request["devices"])
+    disks = _Disks(request["disks"], request["devices"])
     key = root / "run/rescue/host_key"
     key.touch(mode=0o600)
     key.write_text(request["host_key"])

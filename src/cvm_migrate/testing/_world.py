@@ -24,7 +24,7 @@ from cvm_migrate.errors import ConditionError
 from cvm_migrate.testing import _tables
 from cvm_migrate.testing._api_errors import ApiError
 from cvm_migrate.testing._guest import Guest
-from cvm_migrate.testing._rescue import RescueSystem
+from cvm_migrate.testing._rescue import RescueDisk, RescueSystem
 from cvm_migrate.testing._tc3 import Key
 from cvm_migrate.units import GiB
 
@@ -65,7 +65,7 @@ def utc(moment: float) -> str:
 
 @attrs.define(eq=False)
 class Disk:
-    """A disk: a file that a rescue system sees as ``/dev/vda``, ``/dev/vdb`` and so on."""
+    """A disk: a file that a rescue system sees as a device."""
 
     id: str
     path: Path
@@ -128,6 +128,11 @@ class Machine:
     def files(self) -> list[Path]:
         """The files of its disks, in order."""
         return [disk.path for disk in self.disks]
+
+    @property
+    def rescue_disks(self) -> list[RescueDisk]:
+        """Its disks as its rescue system is given them, in order."""
+        return [RescueDisk(disk.path, disk.id) for disk in self.disks]
 
     def enter(self, state: str) -> None:
         """Be in a state from now on."""

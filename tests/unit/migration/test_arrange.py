@@ -31,8 +31,7 @@ def devices(*given: tuple[float, str | None]) -> list[Device]:
     [
         # In order, with and without serial numbers; sizes of the API are rounded up.
         ((50, 100), [(50, None), (100, None)], "a b"),
-        ((50, 50), [(50, None), (50, None)], "a b"),
-        ((1, 1), [(0.01, None), (0.5, None)], "a b"),
+        ((50, 51), [(49.01, None), (50.5, None)], "a b"),
         ((50, 100), [(50, NAMES[0]), (100, NAMES[1])], "a b"),
         # Named in another order.
         ((50, 50), [(50, NAMES[1]), (50, NAMES[0])], "b a"),
@@ -60,8 +59,12 @@ def test_each_disk_is_found(
         ((50, 100), [(50, None)]),
         ((50, 100), [(50, NAMES[0]), (100, NAMES[2])]),
         ((50,), []),
-        # Out of order, and two alike.
+        # Two alike, whose names say nothing; sizes of the API are rounded up.
+        ((50, 50), [(50, None), (50, None)]),
+        ((1, 1), [(0.01, None), (0.5, None)]),
         ((50, 100, 50), [(100, None), (50, None), (50, None)]),
+        # One that is not the instance's, and as large.
+        ((50,), [(50, None), (50, None)]),
         # Smaller than the API says.
         ((50, 100), [(50, None), (80, None)]),
     ],
