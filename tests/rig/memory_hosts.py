@@ -78,6 +78,7 @@ class World:
         self.source = [bytearray(self.random.randbytes(size)) for size in sizes]
         self.target = [bytearray(size) for size in sizes]
         self.always_flips = False
+        self.machines = {"source": "x86_64", "target": "x86_64"}
         self.frozen = False
         self.tracker: Tracker | None = None
         self.agents: dict[str, MemoryAgent | None] = {"source": None, "target": None}
@@ -170,7 +171,7 @@ class MemoryAgent:
         return HostFacts(
             system="Linux",
             kernel="6",
-            machine="x86_64",
+            machine=self.world.machines[self.role],
             python="3",
             executable="python",
             hostname=self.role,

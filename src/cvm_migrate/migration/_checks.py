@@ -22,6 +22,7 @@ from cvm_migrate.interfaces import Agent
 from cvm_migrate.migration._cvm import CvmTarget
 from cvm_migrate.migration._ends import End, place_before_opening
 from cvm_migrate.migration._job import Job
+from cvm_migrate.migration._likeness import unlike
 from cvm_migrate.migration._path import PathCheck
 from cvm_migrate.migration._results import CheckReport
 from cvm_migrate.model import ExtentMap, Finding, HostFacts, OpenDisk, Severity
@@ -276,6 +277,8 @@ class Checker:
 
     def _look_at_target(self, source: HostFacts | None, target: HostFacts) -> None:
         job = self._job
+        if source is not None and not job.target.creates:
+            self._findings += unlike(source, target)
         if len(job.source.disks) != len(job.target.disks):
             self._add(
                 Severity.BLOCKER,
@@ -283,12 +286,6 @@ class Checker:
                 remedy="Name as many disks of the target as of the source, in the same order",
             )
             return
-        if source is not None and source.firmware != target.firmware and not job.target.creates:
-            self._add(
-                Severity.WARNING,
-                f"the source starts by {source.firmware}, the target by {target.firmware}",
-                remedy="Use a target with the source's boot mode, or have the copy's boot loader adapted",
-            )
         if job.ends.target.disks:
             return
         for number, path in enumerate(job.target.disks):

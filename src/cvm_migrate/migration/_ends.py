@@ -37,6 +37,7 @@ from cvm_migrate.events import Connected, Event, TrackerChosen
 from cvm_migrate.interfaces import Agent
 from cvm_migrate.migration._compare import Side, common_algorithm
 from cvm_migrate.migration._endpoints import Endpoint
+from cvm_migrate.migration._likeness import unlike
 from cvm_migrate.migration._meter import LinkedToken
 from cvm_migrate.migration._options import Options
 from cvm_migrate.migration._routes import LOOPBACK, Route, SshRoute
@@ -252,12 +253,11 @@ class Ends:
                 f"{len(sources)} disks cannot go to {len(endpoint.disks)}",
                 remedy="Name as many disks of the target as of the source, in the same order",
             )
-        if here.firmware != there.firmware and not endpoint.creates:
-            self._warn(
-                f"the source starts by {here.firmware}, the target by {there.firmware}",
-                f"{here.hostname} and {there.hostname}",
-                "Use a target with the source's boot mode, or have the copy's boot loader adapted",
-            )
+        # Image files are started by nobody.
+        likeness = () if endpoint.creates else unlike(here, there)
+        refuse_unsafe(likeness, endpoint.description)
+        for finding in likeness:
+            self._warn(finding.title, finding.evidence, finding.remedy)
         for source, path in zip(sources, endpoint.disks, strict=True):
             before = place_before_opening(endpoint, there, path)
             refuse_unsafe(check_target(before, Place.of(here, source)), path)
