@@ -67,6 +67,8 @@ def compute(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.delenv(name, raising=False)
     with TencentCloud(operation_seconds=0.05) as cloud:
         instance = cloud.add_instance(rescue_system="none")
+        cloud.add_template_group([cloud.add_address_template(["10.0.0.1", "10.0.1.0/24"])])
+        cloud.add_template_group([cloud.add_service_template(["tcp:80,443"])])
 
         def sdk(secret_id: str, secret_key: str, **more: Any) -> Sdk:
             return Sdk(secret_id, secret_key, endpoint=cloud.endpoint, **more)
@@ -285,3 +287,27 @@ def test_a_rule_comes_and_goes_and_versions_guard_it(compute: Compute) -> None:
     finally:
         change("DeleteSecurityGroupPolicies", read()[0], {"PolicyIndex": 0})
     assert [rule["Port"] for rule in read()[1]] == [rule["Port"] for rule in before]
+
+
+@pytest.mark.parametrize("kind", ["Address", "Service"])
+@pytest.mark.parametrize("group", ["", "Group"])
+def test_templates_are_found_by_id_and_numbers_are_texts(
+    compute: Compute, kind: str, group: str
+) -> None:
+    """An account may have none."""
+    action, name = f"Describe{kind}Template{group}s", f"{kind}Template{group}"
+    key = f"{kind.lower()}-template{group and '-group'}-id"
+    listed = compute.call("vpc", action, Offset="0", Limit="1")
+    missing = {"address": "ipm", "service": "ppm"}[kind.lower()] + ("g" if group else "")
+    filters = [{"Name": key, "Values": [f"{missing}-00000000"]}]
+
+    assert len(listed[f"{name}Set"]) == min(1, listed["TotalCount"])
+    assert compute.call("vpc", action, Filters=filters)[f"{name}Set"] == []
+    assert _refusal(lambda: compute.call("vpc", action, Limit=1)).startswith("InvalidParameter")
+    for one in listed[f"{name}Set"]:
+        filters[0]["Values"] = [one[f"{name}Id"]]
+        (same,) = compute.call("vpc", action, Filters=filters, Limit="5")[f"{name}Set"]
+        members = same[f"{kind}TemplateIdSet" if group else f"{kind}Set"]
+        assert same[f"{name}Id"] == one[f"{name}Id"]
+        assert members
+        assert all(isinstance(member, str) for member in members)

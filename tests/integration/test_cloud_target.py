@@ -791,6 +791,138 @@ def test_an_instance_nobody_can_log_in_to_is_refused_before_its_system_is_stoppe
     assert made.state == ("RUNNING" if severity is Severity.BLOCKER else "RESCUE_MODE")
 
 
+TEMPLATE_CALLS = (
+    "DescribeAddressTemplates",
+    "DescribeAddressTemplateGroups",
+    "DescribeServiceTemplates",
+    "DescribeServiceTemplateGroups",
+)
+
+
+@attrs.frozen
+class Templated:
+    """An instance whose rules name templates, and what looks at it."""
+
+    made: SimulatedInstance
+    target: RescueTarget
+
+    def about(self, port: int) -> list[tuple[Severity, str]]:
+        """What check() says of a port."""
+        text = f"Port {port} "
+        found = [one for one in self.target.check() if one.title.startswith(text)]
+        return [(one.severity, one.evidence) for one in found]
+
+
+def templated(simulated: TencentCloud, *ingress: dict[str, Any]) -> Templated:
+    made = add(simulated, security_groups=[simulated.add_security_group(ingress=ingress)])
+    return Templated(made, RescueTarget(instance(simulated, made), {}, wish=WISH))
+
+
+def by_template(**ids: str) -> dict[str, Any]:
+    """A rule that names templates of addresses, services or both."""
+    rule: dict[str, Any] = {"Action": "ACCEPT"}
+    for name, value in ids.items():
+        kind = "AddressTemplate" if name.startswith("Address") else "ServiceTemplate"
+        rule[kind] = {name: value}
+    if "ServiceTemplate" not in rule:
+        rule |= {"Protocol": "TCP", "Port": "22,443"}
+    if "AddressTemplate" not in rule:
+        rule["CidrBlock"] = "0.0.0.0/0"
+    return rule
+
+
+def test_a_template_that_lets_in_is_as_good_as_a_rule(simulated: TencentCloud) -> None:
+    here = simulated.add_address_template(["198.51.100.1", "203.0.113.1-203.0.113.9"])
+    everyone = simulated.add_address_template(["0.0.0.0/1", "128.0.0.0/1"])
+    both = simulated.add_template_group([here, everyone])
+    ssh = simulated.add_service_template(["udp:all", "tcp: 22"])
+    web = simulated.add_service_template(["tcp:80,443"])
+    services = simulated.add_template_group([ssh, web])
+    for rule in (
+        by_template(AddressId=everyone),
+        by_template(AddressGroupId=both),
+        by_template(ServiceGroupId=services),
+        by_template(AddressGroupId=both, ServiceGroupId=services),
+    ):
+        one = templated(simulated, rule)
+
+        assert one.about(22) == one.about(443) == []
+        one.target.before_prepare()
+
+    assert calls(simulated, "CreateSecurityGroupPolicies") == 0
+
+
+def test_a_template_that_keeps_out_is_found_before_the_system_is_stopped(
+    simulated: TencentCloud,
+) -> None:
+    web = simulated.add_service_template(["tcp:80,443", "icmp"])
+    one = templated(simulated, by_template(ServiceId=web))
+
+    ((severity, evidence),) = one.about(22)
+    assert (severity, evidence) == (Severity.BLOCKER, "no rule allows it")
+    assert one.about(443) == []
+    with pytest.raises(InstanceStateError, match="SSH"):
+        one.target.before_prepare()
+    assert one.made.history == ("RUNNING",)
+
+
+def test_a_template_for_others_gets_the_source_a_rule_of_its_own(simulated: TencentCloud) -> None:
+    others = simulated.add_address_template(["198.51.100.0/24"])
+    ssh = {"Protocol": "TCP", "Port": "22", "CidrBlock": "0.0.0.0/0", "Action": "ACCEPT"}
+    one = templated(simulated, ssh, by_template(AddressId=others))
+
+    ((severity, evidence),) = one.about(443)
+    assert (severity, evidence) == (Severity.INFO, "no rule allows it")
+    one.target.before_prepare()
+    assert calls(simulated, "CreateSecurityGroupPolicies") == 1
+
+
+def test_templates_that_decide_nothing_are_not_looked_up(simulated: TencentCloud) -> None:
+    addresses = simulated.add_address_template(["0.0.0.0/0"])
+    everyone = {"Protocol": "ALL", "Port": "all", "CidrBlock": "0.0.0.0/0", "Action": "ACCEPT"}
+    one = templated(
+        simulated,
+        {**by_template(AddressId=addresses), "Port": "8080"},
+        everyone,
+        by_template(AddressId=addresses),
+    )
+
+    one.target.check()
+    one.target.before_prepare()
+
+    assert [calls(simulated, action) for action in TEMPLATE_CALLS] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("fault", "ids", "says"),
+    [
+        ("unauthorized", {"AddressId": "the template"}, "UnauthorizedOperation"),
+        ("InvalidAction", {"AddressId": "the template"}, "InvalidAction"),
+        (None, {"AddressId": "ipm-00000000"}, "no template ipm-00000000"),
+        (None, {"AddressGroupId": "ipmg-00000000"}, "no template ipmg-00000000"),
+        (None, {"ServiceId": "the strange template"}, "tcp:http"),
+    ],
+)
+def test_a_template_that_cannot_be_looked_into_is_not_known_and_says_why(
+    simulated: TencentCloud, fault: str | None, ids: dict[str, str], says: str
+) -> None:
+    known = {
+        "the template": simulated.add_address_template(["0.0.0.0/0"]),
+        "the strange template": simulated.add_service_template(["tcp:22", "tcp:http"]),
+    }
+    if fault is not None:
+        simulated.fail(fault, action="DescribeAddressTemplates", times=None)
+    one = templated(simulated, by_template(**{k: known.get(v, v) for k, v in ids.items()}))
+
+    (severity, evidence), *_ = one.about(22)
+
+    assert severity is Severity.WARNING
+    assert "rule 0: ACCEPT" in evidence
+    assert says in evidence
+    one.target.before_prepare()
+    assert one.made.state == "RESCUE_MODE"
+
+
 def test_a_port_that_is_closed_and_may_not_be_opened_is_a_warning(simulated: TencentCloud) -> None:
     made = add(
         simulated,

@@ -26,6 +26,9 @@ from cvm_migrate.units import format_size
 # The API refuses 300 s; a clock that is this far off will get there.
 _SKEW: Final = 60.0
 
+# Where the rescue system listens.
+_SSH: Final = 22
+
 # Where rescue mode is documented to exist; the list grows, so its absence is no refusal.
 _RESCUE_REGIONS: Final = frozenset(
     {
@@ -309,8 +312,13 @@ def _rules(
 ) -> list[Finding]:
     if not facts.security_groups:
         return []
+    groups = SecurityGroups(instance)
+    asked = login_questions(facts)
+    if wish.data_port is not None:
+        asked.append((wish.data_port, wish.source))
     try:
-        rules = SecurityGroups(instance).rules(facts.security_groups, deadline=deadline)
+        rules = groups.rules(facts.security_groups, deadline=deadline)
+        rules = groups.known(rules, asked, deadline=deadline)
     except CvmMigrateError as error:
         return [_from_error(error)]
     found = check_login(facts, rules)
@@ -341,9 +349,14 @@ def _rules(
     return found
 
 
+def login_questions(facts: InstanceFacts) -> list[tuple[int, str | None]]:
+    """Return the connections that :func:`check_login` judges: ports, and where they come from."""
+    return [(_SSH, None)] if facts.login_port is None else [(_SSH, None), (facts.login_port, None)]
+
+
 def check_login(facts: InstanceFacts, rules: Sequence[SecurityGroupRule]) -> list[Finding]:
     """Return what the rules of its security groups have against logging in to its rescue system."""
-    port = 22
+    port = _SSH
     verdict = evaluate(rules, port, None)
     if verdict.allowed or not facts.security_groups:
         return []

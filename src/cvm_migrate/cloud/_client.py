@@ -320,6 +320,35 @@ class CloudClient:
         """``DeleteSecurityGroupPolicies`` for incoming traffic, refused if the group is not at *version*."""
         return self._policies("DeleteSecurityGroupPolicies", group_id, version, ingress)
 
+    def describe_address_templates(self, template_ids: Sequence[str]) -> JsonObject:
+        """``DescribeAddressTemplates`` by id, at most 5."""
+        return self._templates("DescribeAddressTemplates", "address-template-id", template_ids)
+
+    def describe_address_template_groups(self, group_ids: Sequence[str]) -> JsonObject:
+        """``DescribeAddressTemplateGroups`` by id, at most 5."""
+        return self._templates(
+            "DescribeAddressTemplateGroups", "address-template-group-id", group_ids
+        )
+
+    def describe_service_templates(self, template_ids: Sequence[str]) -> JsonObject:
+        """``DescribeServiceTemplates`` by id, at most 5."""
+        return self._templates("DescribeServiceTemplates", "service-template-id", template_ids)
+
+    def describe_service_template_groups(self, group_ids: Sequence[str]) -> JsonObject:
+        """``DescribeServiceTemplateGroups`` by id, at most 5."""
+        return self._templates(
+            "DescribeServiceTemplateGroups", "service-template-group-id", group_ids
+        )
+
+    def _templates(self, action: str, name: str, ids: Sequence[str]) -> JsonObject:
+        return self.call(
+            "vpc",
+            action,
+            # Its numbers are texts.
+            {"Filters": [{"Name": name, "Values": list(ids)}], "Offset": "0", "Limit": "100"},
+            device=", ".join(ids),
+        )
+
     def _policies(
         self, action: str, group_id: str, version: str | None, ingress: Sequence[JsonObject]
     ) -> JsonObject:

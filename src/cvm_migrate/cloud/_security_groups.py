@@ -7,21 +7,32 @@ only, is recognised by its description, and only such a rule is ever removed.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import attrs
 
 from cvm_migrate.cloud._calls import InstanceCalls
 from cvm_migrate.cloud._json import JsonObject, child, children
+from cvm_migrate.cloud._notation import Span, joined, ports_of, tcp_ports
+from cvm_migrate.cloud._templates import Templates
 from cvm_migrate.deadline import CancelToken, Deadline
-from cvm_migrate.errors import CvmMigrateError, InvalidRequestError, ThrottledError
+from cvm_migrate.errors import (
+    CvmMigrateError,
+    InvalidRequestError,
+    NotFoundError,
+    PermissionDeniedError,
+    ThrottledError,
+    UnsupportedError,
+)
 
 # The API's word for the address it sees the caller under.
 MY_PUBLIC_IP: Final = "MY_PUBLIC_IP"
 
 _MISMATCH: Final = "UnsupportedOperation.VersionMismatch"
 _ROUNDS: Final = 6
+# Members of a template that a message names.
+_LISTED: Final = 4
 
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -34,8 +45,14 @@ class SecurityGroupRule:
         index: Its place in the group; 0 counts first.
         port: ``all``, a port, a range ``8000-8010``, or several with commas.
         source: An address or network; ``None`` for a rule about a template or another group.
-        opaque: Whether it names a template or a group, which cannot be looked into here.
-        service: Whether a template says which ports it is about.
+        opaque: Whether it names another group, which cannot be looked into here, or a template that was not, or could
+            not be, looked into.
+        group: Id of the other group.
+        address_templates: Ids of templates, or of groups of them, that say from where.
+        service_templates: Ids of templates, or of groups of them, that say to which ports.
+        addresses: What the former say; empty until they are looked into (see :meth:`SecurityGroups.known`).
+        services: What the latter say.
+        unknown: Why a template could not be looked into.
     """
 
     group_id: str
@@ -46,14 +63,21 @@ class SecurityGroupRule:
     action: str
     description: str
     opaque: bool
-    service: bool = False
+    group: str = ""
+    address_templates: tuple[str, ...] = ()
+    service_templates: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+    services: tuple[str, ...] = ()
+    unknown: str = ""
 
     @classmethod
     def from_wire(cls, group_id: str, rule: JsonObject) -> SecurityGroupRule:
         """Make the value from one element of ``Ingress``."""
-        service = child(rule, "ServiceTemplate")
-        address = child(rule, "AddressTemplate")
-        templates = [value for value in (*service.values(), *address.values()) if value]
+        addresses, services = (
+            tuple(str(one) for one in child(rule, name).values() if one)
+            for name in ("AddressTemplate", "ServiceTemplate")
+        )
+        group = str(rule.get("SecurityGroupId") or "")
         return cls(
             group_id,
             int(rule.get("PolicyIndex") or 0),
@@ -62,49 +86,72 @@ class SecurityGroupRule:
             rule.get("CidrBlock") or rule.get("Ipv6CidrBlock") or None,
             str(rule.get("Action") or "DROP").upper(),
             str(rule.get("PolicyDescription") or ""),
-            bool(templates) or bool(rule.get("SecurityGroupId")),
-            any(service.values()),
+            bool(addresses or services or group),
+            group,
+            addresses,
+            services,
         )
+
+    @property
+    def unread(self) -> bool:
+        """Whether it names templates that nobody has tried to look into."""
+        named = self.address_templates or self.service_templates
+        return bool(named) and not (self.addresses or self.services or self.unknown)
 
     def covers_port(self, port: int) -> bool:
         """Whether it is about TCP on that port, or may be."""
-        if self.service:
-            # The template names protocol and ports; perhaps these.
-            return True
+        if self.service_templates:
+            # The template names protocol and ports; unless it was looked into, perhaps these.
+            return not self.services or any(
+                low <= port <= high for one in self.services for low, high in tcp_ports(one)
+            )
         if self.protocol not in {"TCP", "ALL"}:
             return False
-        if self.port == "all":
+        try:
+            return any(low <= port <= high for low, high in ports_of(self.port))
+        except ValueError:
+            return False
+
+    def may_come(self, network: _Network | None) -> bool:
+        """Whether it is about traffic from *network*, all or some of it, as far as is known."""
+        if self.group or (self.address_templates and not self.addresses):
             return True
-        for part in self.port.split(","):
-            low, _, high = part.strip().partition("-")
-            if low.isdigit() and int(low) <= port <= int(high if high.isdigit() else low):
-                return True
-        return False
+        return self.covers(network, wholly=False)
 
     def covers(self, network: _Network | None, *, wholly: bool) -> bool:
         """Whether it is about traffic from *network*: all of it, or any of it.
 
         An unknown network (``None``) is wholly covered only by a rule for every address.
         """
-        if self.source is None:
-            return False
+        given = self.addresses or (() if self.source is None else (self.source,))
         try:
-            mine = ipaddress.ip_network(self.source, strict=False)
+            spans = joined(Span.parse(one) for one in given)
         except ValueError:
             return False
         if network is None:
-            return mine.prefixlen == 0 or not wholly
-        if mine.version != network.version:
-            return False
-        inside = network.network_address in mine and network.broadcast_address in mine
-        return inside if wholly else network.overlaps(mine)
+            return any(span.everything for span in spans) or (bool(spans) and not wholly)
+        wanted = Span.parse(str(network))
+        return any(span.contains(wanted) if wholly else span.touches(wanted) for span in spans)
 
     def __str__(self) -> str:
         """Name group, place and effect."""
-        return (
-            f"{self.group_id} rule {self.index}: {self.action} {self.protocol} {self.port} "
-            f"from {self.source or 'a template or group'}"
-        )
+        what = f"{self.protocol} {self.port}"
+        if self.service_templates:
+            what = _named(self.service_templates, self.services)
+        who = self.source or f"the security group {self.group}"
+        if self.address_templates:
+            who = _named(self.address_templates, self.addresses)
+        text = f"{self.group_id} rule {self.index}: {self.action} {what} from {who}"
+        return f"{text}; {self.unknown}" if self.unknown else text
+
+
+def _named(templates: Sequence[str], members: Sequence[str]) -> str:
+    """Name templates, and the first of what they say."""
+    text = f"the template {', '.join(templates)}"
+    if not members:
+        return text
+    more = f" and {len(members) - _LISTED} more" if len(members) > _LISTED else ""
+    return f"{text} ({', '.join(members[:_LISTED])}{more})"
 
 
 @attrs.frozen
@@ -133,7 +180,9 @@ def evaluate(rules: Sequence[SecurityGroupRule], port: int, source: str | None) 
         if not rule.covers_port(port):
             continue
         if rule.opaque:
-            return Verdict(None, rule)
+            if rule.may_come(network):
+                return Verdict(None, rule)
+            continue
         if rule.covers(network, wholly=True):
             return Verdict(rule.action == "ACCEPT", rule)
         if rule.covers(network, wholly=False) and (network is None or rule.action == "DROP"):
@@ -154,6 +203,24 @@ def parse_source(text: str) -> _Network:
             f"not an address: {text!r}",
             remedy="Write an IP address or network, such as 203.0.113.5",
         ) from error
+
+
+def _looked_into(rule: SecurityGroupRule, templates: Templates) -> SecurityGroupRule:
+    addresses: tuple[str, ...] = ()
+    services: tuple[str, ...] = ()
+    try:
+        if rule.service_templates:
+            services = templates.services(rule.service_templates)
+        if rule.address_templates:
+            addresses = templates.addresses(rule.address_templates)
+    except (
+        InvalidRequestError,
+        NotFoundError,
+        PermissionDeniedError,
+        UnsupportedError,
+    ) as error:
+        return attrs.evolve(rule, services=services, unknown=error.message)
+    return attrs.evolve(rule, services=services, addresses=addresses, opaque=bool(rule.group))
 
 
 def _is_for(rule: SecurityGroupRule, port: int, cidr: str) -> bool:
@@ -196,6 +263,34 @@ class SecurityGroups:
             rule for group_id in group_ids for rule in self._read(group_id, deadline, cancel)[1]
         )
 
+    def known(
+        self,
+        rules: Sequence[SecurityGroupRule],
+        asked: Iterable[tuple[int, str | None]],
+        *,
+        deadline: Deadline | None = None,
+        cancel: CancelToken | None = None,
+    ) -> tuple[SecurityGroupRule, ...]:
+        """Look into the templates that decide about connections; what others say is not asked for.
+
+        Args:
+            rules: As :meth:`rules` returns them.
+            asked: Ports, and where the connections come from, as :func:`evaluate` takes them.
+            deadline: Ends the attempts.
+            cancel: Ends the waits.
+
+        Returns:
+            The rules. Of one whose templates are gone, or may not be looked at, ``unknown`` says why.
+        """
+        found = list(rules)
+        templates = Templates(self._instance, deadline=deadline, cancel=cancel)
+        for port, source in asked:
+            rule = evaluate(found, port, source).rule
+            while rule is not None and rule.unread:
+                found[found.index(rule)] = _looked_into(rule, templates)
+                rule = evaluate(found, port, source).rule
+        return tuple(found)
+
     def open_port(
         self,
         port: int,
@@ -237,8 +332,10 @@ class SecurityGroups:
             # The source has moved, or may have.
             self.close_port(tag, deadline=deadline, cancel=cancel)
             rules = tuple(rule for rule in rules if rule.description != description)
-        if source != MY_PUBLIC_IP and evaluate(rules, port, cidr).allowed:
-            return None
+        if source != MY_PUBLIC_IP:
+            rules = self.known(rules, [(port, cidr)], deadline=deadline, cancel=cancel)
+            if evaluate(rules, port, cidr).allowed:
+                return None
         field = "Ipv6CidrBlock" if ":" in cidr else "CidrBlock"
         wanted: JsonObject = {
             "PolicyIndex": 0,

@@ -15,7 +15,13 @@ from typing import Final, Literal
 
 import attrs
 
-from cvm_migrate.cloud._checks import TargetWish, check_facts, check_instance, check_login
+from cvm_migrate.cloud._checks import (
+    TargetWish,
+    check_facts,
+    check_instance,
+    check_login,
+    login_questions,
+)
 from cvm_migrate.cloud._facts import InstanceFacts
 from cvm_migrate.cloud._instance import CvmInstance, InstanceHealth, RescueAccess
 from cvm_migrate.cloud._ledger import LedgerStatus, MigrationLedger
@@ -418,8 +424,10 @@ class RescueTarget:
     def _rules(
         self, facts: InstanceFacts, deadline: Deadline | None, cancel: CancelToken | None
     ) -> Sequence[SecurityGroupRule]:
+        groups = self._groups
         try:
-            return self._groups.rules(facts.security_groups, deadline=deadline, cancel=cancel)
+            rules = groups.rules(facts.security_groups, deadline=deadline, cancel=cancel)
+            return groups.known(rules, login_questions(facts), deadline=deadline, cancel=cancel)
         except PermissionDeniedError:
             # Who makes no rule needs no rights for rules.
             if self._wish.open_port:

@@ -24,6 +24,7 @@ from cvm_migrate.testing._world import (
     Machine,
     SecurityGroup,
     Snapshot,
+    Template,
     World,
     copy_disk,
     new_id,
@@ -126,7 +127,6 @@ class SimulatedInstance:
         if state != "RUNNING":
             self._machine.guest.stop(soft=False)
 
-    def set_restricted(
     def set_rescue_names(self, *names: str) -> None:
         """Have its disks appear under other names from the next time on that it enters rescue mode.
 
@@ -139,6 +139,7 @@ class SimulatedInstance:
         rescue = self._machine.rescue
         rescue.shown = attrs.evolve(rescue.shown, names=names)
 
+    def set_restricted(
         self, restrict_state: Literal["NORMAL", "EXPIRED", "PROTECTIVELY_ISOLATED"]
     ) -> None:
         """Set ``RestrictState``: an expired instance, say."""
@@ -320,6 +321,37 @@ class TencentCloud:
             self._world.groups[group.id] = group
         return group.id
 
+    def add_address_template(self, addresses: Sequence[str], *, name: str = "addresses") -> str:
+        """Make a template of addresses, networks and ranges, which rules may name; return its id.
+
+        A rule names it as ``"AddressTemplate": {"AddressId": id}``.
+        """
+        return self._add_template("ipm", addresses, name)
+
+    def add_service_template(self, services: Sequence[str], *, name: str = "services") -> str:
+        """Make a template of services such as ``tcp:80,443``, which rules may name; return its id.
+
+        A rule names it as ``"ServiceTemplate": {"ServiceId": id}``, without protocol and port.
+        """
+        return self._add_template("ppm", services, name)
+
+    def add_template_group(self, template_ids: Sequence[str], *, name: str = "templates") -> str:
+        """Make a group of templates of one kind; return its id, for ``AddressGroupId`` or ``ServiceGroupId``.
+
+        Raises:
+            InvalidRequestError: They are of both kinds, none, or not there.
+        """
+        kinds = {one.partition("-")[0] for one in template_ids}
+        if len(kinds) != 1 or not all(one in self._world.templates for one in template_ids):
+            raise InvalidRequestError(f"not templates of one kind: {', '.join(template_ids)}")
+        return self._add_template(f"{kinds.pop()}g", template_ids, name)
+
+    def _add_template(self, prefix: str, members: Sequence[str], name: str) -> str:
+        template = Template(new_id(prefix), name, list(members))
+        with self._world.lock:
+            self._world.templates[template.id] = template
+        return template.id
+
     def add_instance(
         self,
         *,
@@ -344,6 +376,9 @@ class TencentCloud:
         public_address: str | None = "",
         private_address: str | None = None,
         rescue_system: Literal["sshd", "none"] = "sshd",
+        rescue_names: Sequence[str] = (),
+        rescue_serials: bool = True,
+        rescue_disks: Mapping[str, Path] | None = None,
         python: Path | None = None,
         network: Path | None = None,
         boot: Literal["none", "qemu"] = "none",
@@ -370,15 +405,16 @@ class TencentCloud:
             public_address: ``None``: it has none; empty: the simulator's own address.
             private_address: ``None``: the simulator's own address.
             rescue_system: ``none``: in rescue mode there is the state, and nothing to log in to.
+            rescue_names: Names of its disks in rescue mode, such as ``("vdb", "vda")``, the system disk's first; those
+                for which there is none take the first ones free from ``vda`` on.
+            rescue_serials: There each disk has its id as its serial number.
+            rescue_disks: Disks that the rescue system has of its own: files by the names of the disks.
             python: The only Python of its rescue system, a path to an interpreter; ``None``: this machine's own.
             network: The network namespace of its rescue system, a file such as ``/run/netns/target``: sshd listens
                 at *public_address* there, port 22. ``None``: this process's network, a port of its own.
             boot: ``qemu``: while it is running, its disks are booted in software emulation, and the port of
                 :attr:`SimulatedInstance.ssh_address` leads to the guest's port 22.
 
-        rescue_names: Sequence[str] = (),
-        rescue_serials: bool = True,
-        rescue_disks: Mapping[str, Path] | None = None,
         Raises:
             InvalidRequestError: No such region or state; a name is no disk's, or given twice.
             ConditionError: QEMU is not there, or does not start.
@@ -405,10 +441,6 @@ class TencentCloud:
                     path,
                     path.stat().st_size,
                     "DATA_DISK" if number else "SYSTEM_DISK",
-            rescue_names: Names of its disks in rescue mode, such as ``("vdb", "vda")``, the system disk's first; those
-                for which there is none take the first ones free from ``vda`` on.
-            rescue_serials: There each disk has its id as its serial number.
-            rescue_disks: Disks that the rescue system has of its own: files by the names of the disks.
                     disk_type,
                     region,
                     zone,
@@ -425,6 +457,7 @@ class TencentCloud:
             folder=world.folder,
             python=python,
             network=network,
+            shown=Shown(tuple(rescue_names), rescue_serials, dict(rescue_disks or {})),
             simulated=rescue_system == "none",
         )
         guest = Guest(
@@ -457,13 +490,31 @@ class TencentCloud:
             guest=guest,
             history=[state],
         )
-            shown=Shown(tuple(rescue_names), rescue_serials, dict(rescue_disks or {})),
         with world.lock:
             world.machines[machine.id] = machine
             world.disks.update((disk.id, disk) for disk in disks)
         if state == "RUNNING":
             guest.start(machine.files)
         return SimulatedInstance(world, machine)
+
+    def add_snapshot(self, disk_id: str, *, name: str = "Unnamed") -> str:
+        """Make a snapshot of a disk as it is, done at once and whatever the quota says; return its id.
+
+        Raises:
+            NotFoundError: There is no such disk.
+        """
+        world = self._world
+        with world.lock:
+            disk = world.disks.get(disk_id)
+            if disk is None:
+                raise NotFoundError(f"there is no disk {disk_id}", device=disk_id)
+        snapshot_id = new_id("snap")
+        path = world.folder / f"{snapshot_id}.img"
+        made = Snapshot(snapshot_id, name, disk, path, state="NORMAL")
+        copy_disk(disk.path, made.path)
+        with world.lock:
+            world.snapshots[made.id] = made
+        return made.id
 
     # What goes wrong
 
@@ -485,25 +536,6 @@ class TencentCloud:
             InvalidRequestError: No such kind, or *nth* or *times* is below 1.
         """
         return self._faults.add(kind, action=action, nth=nth, times=times)
-    def add_snapshot(self, disk_id: str, *, name: str = "Unnamed") -> str:
-        """Make a snapshot of a disk as it is, done at once and whatever the quota says; return its id.
-
-        Raises:
-            NotFoundError: There is no such disk.
-        """
-        world = self._world
-        with world.lock:
-            disk = world.disks.get(disk_id)
-            if disk is None:
-                raise NotFoundError(f"there is no disk {disk_id}", device=disk_id)
-        snapshot_id = new_id("snap")
-        path = world.folder / f"{snapshot_id}.img"
-        made = Snapshot(snapshot_id, name, disk, path, state="NORMAL")
-        copy_disk(disk.path, made.path)
-        with world.lock:
-            world.snapshots[made.id] = made
-        return made.id
-
 
     def heal(self) -> None:
         """Forget all faults."""

@@ -1,14 +1,16 @@
-"""The actions of VPC 2017-03-12 about security groups."""
+"""The actions of VPC 2017-03-12 about security groups, and the templates that their rules name."""
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from cvm_migrate.testing._actions import Action, page
+from cvm_migrate.testing._actions import Action, filtered, page
 from cvm_migrate.testing._api_errors import ApiError
-from cvm_migrate.testing._world import Call, SecurityGroup, World, utc
+from cvm_migrate.testing._world import Call, SecurityGroup, Template, World, utc
 
 Answer = dict[str, Any]
 Rule = dict[str, Any]
@@ -32,8 +34,24 @@ _RULE: Final = {
     "ModifyTime": str,
     "Priority": int,
 }
+# What an id begins with, and how the names of fields and actions are made.
+_TEMPLATES: Final = {
+    "ipm": ("Address", ""),
+    "ipmg": ("Address", "Group"),
+    "ppm": ("Service", ""),
+    "ppmg": ("Service", "Group"),
+}
 # What makes two rules the same one.
-_IDENTITY: Final = ("Protocol", "Port", "CidrBlock", "Ipv6CidrBlock", "SecurityGroupId", "Action")
+_IDENTITY: Final = (
+    "Protocol",
+    "Port",
+    "CidrBlock",
+    "Ipv6CidrBlock",
+    "SecurityGroupId",
+    "AddressTemplate",
+    "ServiceTemplate",
+    "Action",
+)
 
 
 def _group(world: World, call: Call) -> SecurityGroup:
@@ -181,17 +199,67 @@ def _delete_policies(world: World, call: Call) -> Answer:
     return {}
 
 
+def _time(moment: float) -> str:
+    return utc(moment).replace("T", " ").rstrip("Z")
+
+
+def _template(template: Template) -> Answer:
+    """Describe a template, or a group of them."""
+    kind, suffix = _TEMPLATES[template.id.partition("-")[0]]
+    answer: Answer = {
+        f"{kind}Template{suffix}Id": template.id,
+        f"{kind}Template{suffix}Name": template.name,
+        "CreatedTime": _time(template.created),
+        "UpdatedTime": _time(template.created),
+        "TagSet": [],
+    }
+    if suffix:
+        answer[f"{kind}TemplateIdSet"] = list(template.members)
+    else:
+        answer[f"{kind}Set"] = list(template.members)
+        answer[f"{kind}ExtraSet"] = [
+            {kind: member, "Description": "", "UpdatedTime": _time(template.created)}
+            for member in template.members
+        ]
+    return answer
+
+
+def _describe_templates(prefix: str, world: World, call: Call) -> Answer:
+    kind, suffix = _TEMPLATES[prefix]
+    filters: dict[str, Callable[[Template], Sequence[str]]] = {
+        f"{kind.lower()}-template{suffix and '-group'}-id": lambda one: [one.id],
+        f"{kind.lower()}-template{suffix and '-group'}-name": lambda one: [one.name],
+    }
+    with world.lock:
+        found = [one for one in world.templates.values() if one.id.startswith(f"{prefix}-")]
+        found = filtered(found, call.params, filters)
+        return {
+            "TotalCount": len(found),
+            f"{kind}Template{suffix}Set": [_template(one) for one in page(found, call.params)],
+        }
+
+
 _POLICIES: Final = {
     "SecurityGroupId": str,
     "SecurityGroupPolicySet": {"Version": str, "Ingress": [_RULE], "Egress": [_RULE]},
 }
 _BOTH: Final = frozenset(_POLICIES)
 _FILTERS: Final = [{"Name": str, "Values": [str]}]
+# Numbers are text here; that is Tencent's own.
+_LIST: Final = {
+    "Filters": _FILTERS,
+    "Offset": str,
+    "Limit": str,
+    "NeedMemberInfo": bool,
+    "OrderField": str,
+    "OrderDirection": str,
+    "MemberOrderField": str,
+    "MemberOrderDirection": str,
+}
 
 ACTIONS: Final[dict[str, Action]] = {
     "DescribeSecurityGroups": Action(
         _describe_security_groups,
-        # Numbers are text here; that is Tencent's own.
         {"SecurityGroupIds": [str], "Filters": _FILTERS, "Offset": str, "Limit": str},
     ),
     "DescribeSecurityGroupPolicies": Action(
@@ -199,6 +267,12 @@ ACTIONS: Final[dict[str, Action]] = {
         {"SecurityGroupId": str, "Filters": _FILTERS},
         frozenset({"SecurityGroupId"}),
     ),
+    **{
+        f"Describe{kind}Template{suffix}s": Action(
+            functools.partial(_describe_templates, prefix), _LIST
+        )
+        for prefix, (kind, suffix) in _TEMPLATES.items()
+    },
     "CreateSecurityGroupPolicies": Action(_create_policies, _POLICIES, _BOTH),
     "DeleteSecurityGroupPolicies": Action(_delete_policies, _POLICIES, _BOTH),
 }

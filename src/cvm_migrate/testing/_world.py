@@ -167,6 +167,16 @@ class SecurityGroup:
 
 
 @attrs.define(eq=False)
+class Template:
+    """Addresses or services under one name, or a group of such templates; the id tells which of the four."""
+
+    id: str
+    name: str
+    members: list[str]
+    created: float = attrs.Factory(time.time)
+
+
+@attrs.define(eq=False)
 class MigrationTask:
     """An entry of MSP's ledger."""
 
@@ -212,6 +222,7 @@ class World:
         self.disks: dict[str, Disk] = {}
         self.snapshots: dict[str, Snapshot] = {}
         self.groups: dict[str, SecurityGroup] = {}
+        self.templates: dict[str, Template] = {}
         self.tasks: dict[str, MigrationTask] = {}
         self._threads: list[threading.Thread] = []
 

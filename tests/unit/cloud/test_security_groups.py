@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 
 from cvm_migrate.cloud import MY_PUBLIC_IP, SecurityGroupRule, evaluate
@@ -84,6 +85,94 @@ def test_rules_match_from_the_top_and_what_none_matches_is_refused(
     allowed: bool | None,  # noqa: FBT001 - a parameter of the table
 ) -> None:
     assert evaluate(rules(*given), 443, source).allowed is allowed
+
+
+BY_ADDRESSES = {"Protocol": "TCP", "Port": "443", "AddressTemplate": {"AddressId": "ipm-1"}}
+BY_SERVICES = {"ServiceTemplate": {"ServiceId": "ppm-1"}, "CidrBlock": "203.0.113.0/24"}
+
+
+@pytest.mark.parametrize(
+    ("addresses", "source", "allowed"),
+    [
+        (["203.0.113.0/24"], "203.0.113.5", True),
+        (["203.0.113.0/24"], "203.0.114.5", False),
+        (["198.51.100.1", "203.0.113.5"], "203.0.113.5", True),
+        (["203.0.113.1-203.0.113.9"], "203.0.113.9", True),
+        (["203.0.113.1-203.0.113.9"], "203.0.113.10", False),
+        (["203.0.113.1-203.0.113.9"], "203.0.113.8/30", False),
+        # Together they are a network, or everything.
+        (["203.0.113.128/25", "203.0.113.0/25"], "203.0.113.0/24", True),
+        (["128.0.0.0/1", "0.0.0.0/1"], None, True),
+        (["0.0.0.0/1"], None, None),
+        (["2001:db8::/32"], "2001:db8::1", True),
+        (["2001:db8::/32"], "203.0.113.5", False),
+    ],
+)
+def test_what_a_template_of_addresses_says_counts(
+    addresses: list[str],
+    source: str | None,
+    allowed: bool | None,  # noqa: FBT001 - a parameter of the table
+) -> None:
+    (unread,) = rules(BY_ADDRESSES)
+    read = attrs.evolve(unread, addresses=tuple(addresses), opaque=False)
+
+    assert unread.unread
+    assert not read.unread
+    assert evaluate([unread], 443, source).allowed is None
+    assert evaluate([read], 443, source).allowed is allowed
+
+
+@pytest.mark.parametrize(
+    ("services", "allowed"),
+    [
+        (["tcp:443"], True),
+        (["tcp:80,443"], True),
+        (["tcp:80", "tcp:440-450"], True),
+        (["TCP: 443"], True),
+        (["tcp:all"], True),
+        (["tcp"], True),
+        (["all"], True),
+        (["tcp:80", "udp:443", "udp:all", "icmp", "gre"], False),
+        (["tcp:444-450"], False),
+    ],
+)
+def test_what_a_template_of_services_says_counts(
+    services: list[str],
+    allowed: bool,  # noqa: FBT001 - a parameter of the table
+) -> None:
+    (unread,) = rules(BY_SERVICES)
+    read = attrs.evolve(unread, services=tuple(services), opaque=False)
+
+    assert evaluate([unread], 443, "203.0.113.5").allowed is None
+    assert evaluate([read], 443, "203.0.113.5").allowed is allowed
+    # From elsewhere it is about nothing, whatever the template says.
+    assert evaluate([unread], 443, "198.51.100.1").allowed is False
+
+
+def test_a_rule_by_another_group_stays_unknown_but_for_other_services() -> None:
+    (unread,) = rules({"ServiceTemplate": {"ServiceId": "ppm-1"}, "SecurityGroupId": "sg-2"})
+    web = attrs.evolve(unread, services=("tcp:443",))
+
+    assert evaluate([web], 443, "203.0.113.5").allowed is None
+    assert evaluate([web], 22, "203.0.113.5").allowed is False
+
+
+def test_the_rule_that_decides_is_named_with_what_its_templates_say() -> None:
+    unread, group = rules(
+        {**BY_ADDRESSES, "ServiceTemplate": {"ServiceGroupId": "ppmg-2"}},
+        {"SecurityGroupId": "sg-2"},
+    )
+    read = attrs.evolve(
+        unread, addresses=tuple(f"10.0.0.{host}" for host in range(6)), services=("tcp:443",)
+    )
+
+    assert str(unread) == ("sg-1 rule 0: ACCEPT the template ppmg-2 from the template ipm-1")
+    assert str(read) == (
+        "sg-1 rule 0: ACCEPT the template ppmg-2 (tcp:443) from the template ipm-1"
+        " (10.0.0.0, 10.0.0.1, 10.0.0.2, 10.0.0.3 and 2 more)"
+    )
+    assert str(group) == "sg-1 rule 1: ACCEPT ALL all from the security group sg-2"
+    assert str(attrs.evolve(unread, unknown="it is gone")).endswith("ipm-1; it is gone")
 
 
 def test_the_rule_that_decides_is_named() -> None:
