@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Generator, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from cvm_migrate.model import Severity
 from cvm_migrate.transport import start_ssh_agent
 from rig import loopdev
 from rig.processes import children, wait_until
+from rig.proxy import proxy
 from rig.pythons import interpreters
 from rig.sshd import Sshd, programs, sshd, system_program
 
@@ -128,9 +132,48 @@ def test_a_host_with_one_old_python_is_source_and_target(
     assert report.proven
     assert report.rung is not None, report.refused
     assert routes == [route]
+    assert not any("told to end" in finding.title for finding in report.findings)
     # One login for the agent; through SSH, where check() measures and then, one for the port, or one for each of two
     # streams.
     assert accepted == (1 if route == "direct" else 3 if role == "source" else 5)
+
+
+def test_the_end_names_an_agent_that_could_not_be_told_and_when_it_ends_by_itself(
+    disks: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The connection to the target's host is cut once the copy is proven."""
+    source, target = disks
+    with host(tmp_path / "host", "3.6") as server, proxy(server.port) as between:
+        to = ssh_host(server, target)
+        known = (server.folder / "known_hosts").read_text()
+        (server.folder / "known_hosts").write_text(
+            known.replace(f":{server.port} ", f":{between.port} ")
+        )
+        with Migration(
+            LocalHost(disks=[source]),
+            attrs.evolve(to, port=between.port),
+            options=Options(max_downtime=20),
+        ) as migration:
+            migration.prepare()
+            migration.full_sync()
+            migration.cutover()
+            between.cut()
+            before = time.time()
+            report = migration.finish()
+            after = time.time()
+            again = migration.finish()
+
+    (left,) = [one for one in report.findings if "could not be told to end" in one.title]
+    assert left.title.startswith("the agent on root@127.0.0.1 ")
+    stamp = re.search(r"after 120 s without a word, by (.*)", left.evidence)
+    assert stamp is not None
+    moment = datetime.strptime(stamp[1], "%Y-%m-%d %H:%M:%S UTC").replace(tzinfo=UTC).timestamp()
+    assert before + 119 <= moment <= after + 120
+    assert report.state == "finished"
+    assert again.findings == report.findings
+    for told in (report.to_text(), report.to_json(), report.to_html()):
+        assert left.title in told
+        assert stamp[1] in told
 
 
 @pytest.mark.parametrize(

@@ -42,13 +42,22 @@ from cvm_migrate.migration._meter import LinkedToken
 from cvm_migrate.migration._options import Options
 from cvm_migrate.migration._routes import LOOPBACK, Route, SshRoute
 from cvm_migrate.model import HostFacts, Listening, OpenDisk, TrackingStart
-from cvm_migrate.transport import Identities, mint_identities
+from cvm_migrate.transport import AgentSession, Identities, mint_identities
 
 # How long the target's port is tried, where data could go through SSH instead.
 _DIRECT_PATIENCE: Final = 10.0
 # How long an agent that lost its caller may still hold its disks: its silence, its end, and some more.
 _STALE_PATIENCE: Final = 150.0
 _STALE_LOOK: Final = 2.0
+
+
+@attrs.frozen
+class Lingering:
+    """An agent that nobody could tell to end: what it is called, and when it ends by itself, in seconds since 1970."""
+
+    description: str
+    silence: float
+    until: float
 
 
 @attrs.define
@@ -60,6 +69,7 @@ class End:
     agent: Agent | None = None
     facts: HostFacts | None = None
     disks: list[OpenDisk] = attrs.field(factory=list[OpenDisk])
+    lingering: list[Lingering] = attrs.field(factory=list[Lingering])
 
     def start(self) -> tuple[Agent, HostFacts]:
         """Start its agent, if none runs, and ask what it finds."""
@@ -88,8 +98,17 @@ class End:
     def drop(self) -> None:
         """End the agent, which releases everything it holds."""
         agent, self.agent, self.facts, self.disks = self.agent, None, None, []
-        if agent is not None:
-            agent.close()
+        if agent is None:
+            return
+        agent.close()
+        if isinstance(agent, AgentSession) and agent.may_linger:
+            until = time.time() + agent.silence
+            self.lingering.append(Lingering(agent.description, agent.silence, until))
+
+    def still_lingering(self) -> list[Lingering]:
+        """Return the agents that may run there yet, for the last time."""
+        found, self.lingering = self.lingering, []
+        return [agent for agent in found if agent.until > time.time()]
 
 
 class Ends:

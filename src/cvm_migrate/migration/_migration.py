@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, cast
 
@@ -285,7 +286,7 @@ class Migration(Closing):
             if state is not State.FINISHED:
                 job.checkpoint.put("seconds", time.time() - job.started)
                 self._keep_tracking_facts()
-                job.ends.close()
+                self._end_agents()
                 job.source.finish("source", job.checkpoint.notes)
                 job.target.finish("target", job.checkpoint.notes)
                 self._note_left()
@@ -296,7 +297,7 @@ class Migration(Closing):
         with self._step(Step.ABORT, connect=False):
             job = self._job
             self._keep_tracking_facts()
-            job.ends.close()
+            self._end_agents()
             job.works = []
             errors: list[CvmMigrateError] = []
             for role, endpoint in (("target", job.target), ("source", job.source)):
@@ -513,6 +514,23 @@ class Migration(Closing):
                     finding.title,
                     evidence=finding.evidence,
                     remedy=finding.remedy,
+                )
+
+    def _end_agents(self) -> None:
+        """End both agents; keep which of them could not be told to."""
+        ends = self._job.ends
+        ends.close()
+        for end in (ends.source, ends.target):
+            # A rescue system takes its agent along when the instance leaves it.
+            if isinstance(end.endpoint, CvmTarget):
+                continue
+            for agent in end.still_lingering():
+                by = datetime.fromtimestamp(agent.until, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+                self._job.note(
+                    Severity.WARNING,
+                    f"{agent.description} could not be told to end",
+                    evidence=f"if it still runs, it ends by itself after {agent.silence:g} s without a word, by {by}",
+                    remedy="Nothing has to be done; until then it may hold disks there",
                 )
 
     def _note_left(self) -> None:

@@ -152,6 +152,7 @@ class Link:
         self._hello: dict[str, Any] | None = None
         self._lost: Callable[[], CvmMigrateError] | None = None
         self._closing = self._stop = False
+        self._confirmed = False
         self._received = received
         self._waker, self._wake = socket.socketpair()
         self._waker.settimeout(0)
@@ -348,6 +349,7 @@ class Link:
                         timeout=_SHUTDOWN_PATIENCE,
                     )
                     self._calls.pop(number, None)
+                    self._confirmed = isinstance(call.end, Answer)
             except CvmMigrateError as error:
                 _log.debug("%s: no orderly end: %s", self.description, error)
         self._lose(AgentLostError, f"{self.description} was closed")
@@ -366,6 +368,11 @@ class Link:
     def exit_status(self) -> int | None:
         """Exit status of the child process, once it has ended."""
         return self._child.returncode
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the agent has said that it ends, when it was asked to by :meth:`close`."""
+        return self._confirmed
 
     # What the link's own thread does.
 

@@ -32,6 +32,7 @@ from cvm_migrate.units import MiB
 
 # All changes of one disk: 2**25 ranges, as many as a disk of 4 TiB can have in blocks of 64 KiB.
 _CHANGES: Final = 512 * MiB
+_SSH_LOST: Final = 255
 
 
 class AgentSession(Closing):
@@ -53,6 +54,7 @@ class AgentSession(Closing):
         received: What has been read from it already.
         secrets: Texts that no message may contain.
         notes: What a report should say about how it was reached.
+        far: *child* only leads to it: it may go on when that has ended.
 
     Raises:
         AgentLostError: It ended before its greeting, or gave none in time.
@@ -69,8 +71,11 @@ class AgentSession(Closing):
         received: bytes = b"",
         secrets: Sequence[str] = (),
         notes: Sequence[str] = (),
+        far: bool = False,
     ) -> None:
         self._description = description
+        self.silence = silence
+        self._far = far
         self.notes = tuple(notes)
         self._link = Link(
             child,
@@ -114,6 +119,15 @@ class AgentSession(Closing):
     def exit_status(self) -> int | None:
         """Exit status of that child, once it has ended; negative for a signal."""
         return self._link.exit_status
+
+    @property
+    def may_linger(self) -> bool:
+        """Whether it may still run after :meth:`close`: nobody answered. It ends after ``silence`` seconds."""
+        if self._link.confirmed:
+            return False
+        status = self.exit_status
+        # OpenSSH's client says 255 if the connection was lost, and else what the other end says; a signal ended itself.
+        return status is None or (self._far and (status == _SSH_LOST or status < 0))
 
     def close(self) -> None:
         """Release everything and end the agent; can be called more than once."""

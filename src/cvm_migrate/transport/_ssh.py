@@ -213,6 +213,7 @@ def start_ssh_agent(
         notes=notes,
     )
 
+        far=True,
 
 def _client(
     target: SshTarget, helper: PasswordHelper, words: list[str], *, silence: float
