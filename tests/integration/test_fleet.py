@@ -438,8 +438,23 @@ def test_the_command_moves_images_onto_instances_side_by_side(tmp_path: Path) ->
                 for table in tables
             )
         )
-        done = call(file, "--state", tmp_path / "state", "--json", **cloud.environment)
+        state = tmp_path / "state"
+        cloud.fail("unauthorized", action="ExitRescueMode", times=None)
+        left = call(file, "--state", state, "--json", **cloud.environment)
+        waiting = [made.state for made in instances]
+        cloud.heal()
+        done = call(file, "--state", state, "--json", **cloud.environment)
 
+        # What it leaves half way has a code of its own, and is told of each.
+        assert left.returncode == 8, left.stdout + left.stderr
+        assert waiting == ["RESCUE_MODE", "RESCUE_MODE"]
+        document = json.loads(left.stdout)
+        assert document["half_way"] == ["a", "b"]
+        last = left.stderr.splitlines()[-2:]
+        for line, name, made in zip(last, ("a", "b"), instances, strict=True):
+            assert line.startswith(f"cvm-migrate: {name}: half way: {made.instance_id} ")
+            assert str(state / name) in line
+        assert json.loads(done.stdout)["half_way"] == []
         assert done.returncode == 0, done.stdout + done.stderr
         assert cloud.secret_key not in done.stdout + done.stderr + file.read_text()
         for name, made in zip(("a", "b"), instances, strict=True):

@@ -12,8 +12,11 @@ from cvm_migrate.errors import InvalidRequestError
 from cvm_migrate.events import Event
 from cvm_migrate.fleet import FleetReport, Outcome, check_many, load_plans, migrate_many
 
-# The one that most needs someone to look comes first.
+# The one that most needs someone to look comes first: a server that is out of service, then what a repeated command may
+# mend, so that what remains afterwards is told by the next call.
 _GRAVEST_FIRST: Final = (
+    ExitCode.HALF_WAY,
+    ExitCode.TRANSIENT,
     ExitCode.NOT_IDENTICAL,
     ExitCode.SECURITY,
     ExitCode.DEFECT,
@@ -86,10 +89,8 @@ def fleet(
 
 
 def fleet_code(report: FleetReport) -> ExitCode:
-    """Return 0 if all is done, 4 if repeating the command may help, else the gravest code."""
+    """Return 0 if all is done, 8 if an instance was left half way, 4 if repeating may help, else the gravest code."""
     codes = {_code(outcome) for outcome in report.outcomes}
-    if ExitCode.TRANSIENT in codes:
-        return ExitCode.TRANSIENT
     return next((code for code in _GRAVEST_FIRST if code in codes), ExitCode.DONE)
 
 
@@ -97,5 +98,5 @@ def _code(outcome: Outcome) -> ExitCode:
     if outcome.done:
         return ExitCode.DONE
     if outcome.failure is not None:
-        return exit_code(outcome.failure.error)
+        return exit_code(outcome.failure.error, half_way=outcome.half_way is not None)
     return ExitCode.NOT_POSSIBLE if outcome.check is not None else ExitCode.TRANSIENT

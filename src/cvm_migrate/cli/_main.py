@@ -391,6 +391,12 @@ def _fleet(parsed: argparse.Namespace, observer: Observer) -> tuple[Result, int]
         display=None if parsed.quiet else FleetDisplay(sys.stderr),
     )
     _write_report(parsed, report)
+    for outcome in report.half_way:
+        state = parsed.state / outcome.name
+        _say(
+            f"cvm-migrate: {outcome.name}: half way: {outcome.half_way} (the same command, or cvm-migrate abort"
+            f" --source S --target T --state {state})"
+        )
     return report, code
 
 

@@ -21,7 +21,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 import attrs
 
@@ -186,22 +186,47 @@ def work_on(work: Work) -> Outcome:
     A function of the module, so that any executor can take it.
     """
     began = time.monotonic()
-    outcome = functools.partial(Outcome, work.plan.name)
     if work.cancelled:
-        return outcome("not started", 0.0)
+        return Outcome(work.plan.name, "not started", 0.0)
+    left = _Left()
+    state: Literal["cancelled", "failed"] = "failed"
     try:
-        done = _check(work) if work.only_check else _migrate(work)
+        done = _check(work) if work.only_check else _migrate(work, left)
     except CancelledError as error:
         # Of this fleet, or of whoever else calls off single migrations: what is to be done is the same.
-        return outcome("cancelled", time.monotonic() - began, failure=Failure.of(error))
+        state, failure = "cancelled", Failure.of(error)
     except CvmMigrateError as error:
-        return outcome("failed", time.monotonic() - began, failure=Failure.of(error))
+        failure = Failure.of(error)
     except Exception as error:  # noqa: BLE001 - a hook may raise anything, and the others go on
-        return outcome("failed", time.monotonic() - began, failure=_strange(error))
-    return attrs.evolve(done, seconds=time.monotonic() - began)
+        failure = _strange(error)
+    else:
+        return attrs.evolve(done, seconds=time.monotonic() - began)
+    return Outcome(
+        work.plan.name,
+        state,
+        time.monotonic() - began,
+        failure=failure,
+        half_way=left.half_way,
+    )
 
 
-def _migrate(work: Work) -> Outcome:
+@attrs.define
+class _Left:
+    """How a migration that failed left its instance."""
+
+    half_way: str | None = None
+
+    @contextlib.contextmanager
+    def minding(self, migration: Migration) -> Generator[None]:
+        """Look at it when something fails."""
+        try:
+            yield
+        except BaseException:
+            self.half_way = migration.half_way
+            raise
+
+
+def _migrate(work: Work, left: _Left) -> Outcome:
     plan = work.plan
     assert work.state is not None  # noqa: S101 - only checks do without
     folder = work.state / plan.name
@@ -209,7 +234,7 @@ def _migrate(work: Work) -> Outcome:
         # The state directory is ours from here on.
         _refuse_other_plan(plan, folder)
         earlier = migration.status().state == State.FINISHED.value
-        with _cancelling(work, migration):
+        with _cancelling(work, migration), left.minding(migration):
             report = migration.run(
                 on_quiesced=work.hook(work.on_quiesced),
                 on_proven=work.hook(work.on_proven),

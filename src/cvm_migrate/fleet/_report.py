@@ -84,6 +84,7 @@ class Outcome(Result):
         report: Of the migration, as far as it came; ``None`` if it did not begin.
         check: What a check found.
         failure: Why it is not finished.
+        half_way: In which state it left the instance that is its target, so that somebody has to go on or give up.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Outcome(Result):
     report: Report | None = None
     check: CheckReport | None = None
     failure: Failure | None = None
+    half_way: str | None = None
 
     @property
     def done(self) -> bool:
@@ -119,6 +121,8 @@ class Outcome(Result):
                 told += f", {format_seconds(self.report.cutover.downtime)} of downtime"
             if self.report.proven:
                 told += ", proven identical"
+        if self.half_way is not None:
+            told = f"{told}; half way: {self.half_way}" if told else f"half way: {self.half_way}"
         return self.name, state, format_seconds(self.seconds), told
 
 
@@ -149,6 +153,11 @@ class FleetReport(Result):
         """Those that are not."""
         return tuple(outcome for outcome in self.outcomes if not outcome.done)
 
+    @property
+    def half_way(self) -> tuple[Outcome, ...]:
+        """Those that left an instance half way: waiting for migration, or off."""
+        return tuple(outcome for outcome in self.outcomes if outcome.half_way is not None)
+
     def __getitem__(self, name: str) -> Outcome:
         """Return the outcome of the plan of that name."""
         for outcome in self.outcomes:
@@ -157,9 +166,10 @@ class FleetReport(Result):
         raise KeyError(name)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain dictionaries, with how many are in which state."""
+        """Return it as plain dictionaries, with how many are in which state, and which are half way."""
         return {
             "done": self.done,
+            "half_way": [outcome.name for outcome in self.half_way],
             "states": dict(Counter(outcome.state for outcome in self.outcomes)),
             "started": self.started,
             "seconds": self.seconds,
@@ -170,7 +180,10 @@ class FleetReport(Result):
         """Return the summary."""
         states = Counter(outcome.state for outcome in self.outcomes)
         told = ", ".join(f"{count} {state}" for state, count in states.items()) or "none"
-        return [("migrations", told), ("took", format_seconds(self.seconds))]
+        rows = [("migrations", told), ("took", format_seconds(self.seconds))]
+        if self.half_way:
+            rows.append(("half way", ", ".join(outcome.name for outcome in self.half_way)))
+        return rows
 
     def to_text(self) -> str:
         """Return it as lines for a terminal."""

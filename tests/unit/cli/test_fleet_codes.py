@@ -42,6 +42,31 @@ def test_the_code_is_that_of_what_to_do_next(
     assert fleet_code(report(*kinds)) == code
 
 
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (errors.QuotaError, ExitCode.HALF_WAY),
+        (errors.NotFoundError, ExitCode.HALF_WAY),
+        # As alone: what to do about these is the same however the instance was left.
+        (errors.AgentLostError, ExitCode.TRANSIENT),
+        (errors.VerificationError, ExitCode.TRANSIENT),
+    ],
+)
+def test_an_instance_that_was_left_half_way_comes_before_all(
+    kind: type[errors.CvmMigrateError], code: ExitCode
+) -> None:
+    others = report(errors.AgentLostError, errors.VerificationError, None)
+    left = Outcome("db", "failed", 1.0, failure=Failure.of(kind("x")), half_way="ins-1 is off")
+    told = FleetReport((*others.outcomes, left), 0.0, 1.0)
+
+    assert fleet_code(told) == code
+    assert told.half_way == (left,)
+    assert told.to_dict()["half_way"] == ["db"]
+    assert told.to_dict()["outcomes"][-1]["half_way"] == "ins-1 is off"
+    for text in (told.to_text(), told.to_html()):
+        assert "half way: ins-1 is off" in text
+
+
 def test_what_did_not_start_is_to_be_repeated() -> None:
     assert fleet_code(FleetReport((Outcome("a", "not started", 0.0),), 0.0, 0.0)) == (
         ExitCode.TRANSIENT
