@@ -171,3 +171,9 @@ def require(*names: str) -> None:
         if REQUIRED:
             pytest.fail(f"CI must be able to {name}: {reason}")
         pytest.skip(f"{name}: {reason}")
+
+
+def python(version: str) -> Path:
+    """Return that interpreter of pyenv, or skip the test; in CI, fail it."""
+    require(f"python {version}")
+    return interpreters()[version]

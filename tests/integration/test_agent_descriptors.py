@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from capabilities import require
+from capabilities import python, require
 from rig import loopdev
-from rig.rawagent import EXTREMES, PYTHONS, build_zip, raw_agent
+from rig.pythons import EXTREMES
+from rig.rawagent import build_zip, raw_agent
 
 MiB = 1 << 20
 _DESCRIPTORS = 1100
 
 
-@pytest.mark.parametrize("version", EXTREMES or ["none"])
+@pytest.mark.parametrize("version", EXTREMES)
 def test_more_than_1023_descriptors_do_not_hinder_writing_out_freezing_and_tracking(
     version: str, tmp_path: Path
 ) -> None:
@@ -25,7 +26,7 @@ def test_more_than_1023_descriptors_do_not_hinder_writing_out_freezing_and_track
     image.write_bytes(bytes(4096))
     with (
         loopdev.loop_device(tmp_path / "disk.img", 32 * MiB) as disk,
-        raw_agent(PYTHONS[version], build_zip(tmp_path)) as agent,
+        raw_agent(python(version), build_zip(tmp_path)) as agent,
     ):
         loopdev.make_file_system(disk, "ext4")
         resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE, (4096, 4096))

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from capabilities import require
+from capabilities import python, require
 from rig import loopdev
-from rig.rawagent import EXTREMES, PYTHONS, RawAgent, RawError, build_zip, raw_agent
+from rig.pythons import EXTREMES, VERSIONS
+from rig.rawagent import RawAgent, RawError, build_zip, raw_agent
 
 MiB = 1 << 20
-EVERY_PYTHON = pytest.mark.parametrize("version", list(PYTHONS) or ["none"])
-SOME_PYTHONS = pytest.mark.parametrize("version", EXTREMES or ["none"])
+EVERY_PYTHON = pytest.mark.parametrize("version", VERSIONS)
+SOME_PYTHONS = pytest.mark.parametrize("version", EXTREMES)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def stack() -> Generator[contextlib.ExitStack]:
 @pytest.fixture
 def agent(agent_zip: Path, version: str, stack: contextlib.ExitStack) -> Generator[RawAgent]:
     del stack
-    with raw_agent(PYTHONS[version], agent_zip) as one:
+    with raw_agent(python(version), agent_zip) as one:
         yield one
 
 

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,13 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from capabilities import require
-from rig import loopdev
-from rig.rawagent import EXTREMES, PYTHONS, RawAgent, RawError, build_zip, raw_agent
+from capabilities import python, require
+from rig import hanging, loopdev
+from rig.pythons import EXTREMES, VERSIONS
+from rig.rawagent import RawAgent, RawError, build_zip, raw_agent
 
 MiB = 1 << 20
-EVERY_PYTHON = pytest.mark.parametrize("version", list(PYTHONS) or ["none"])
-SOME_PYTHONS = pytest.mark.parametrize("version", EXTREMES or ["none"])
+EVERY_PYTHON = pytest.mark.parametrize("version", VERSIONS)
+SOME_PYTHONS = pytest.mark.parametrize("version", EXTREMES)
 # Long after everything that a test waits for.
 LONG = 600.0
 
@@ -42,7 +42,7 @@ def stack() -> Generator[contextlib.ExitStack]:
 @pytest.fixture
 def agent(agent_zip: Path, version: str, stack: contextlib.ExitStack) -> Generator[RawAgent]:
     del stack
-    with raw_agent(PYTHONS[version], agent_zip) as one:
+    with raw_agent(python(version), agent_zip) as one:
         yield one
 
 
@@ -140,7 +140,7 @@ def test_writers_wait_while_it_is_frozen_and_go_on_after_the_thaw(
     assert agent.call("thaw").header["lost"] is False
 
 
-@pytest.mark.parametrize("version", EXTREMES[:1] or ["none"])
+@pytest.mark.parametrize("version", EXTREMES[:1])
 @pytest.mark.parametrize("kind", ["ext2", "ext3", "xfs", "btrfs"])
 def test_every_kind_of_file_system_that_can_be_is_frozen(
     agent: RawAgent, tmp_path: Path, stack: contextlib.ExitStack, kind: str
@@ -400,10 +400,10 @@ def test_the_file_system_that_its_own_python_lies_on_can_be_frozen(
     device = stack.enter_context(loopdev.loop_device(tmp_path / "system.img", 256 * MiB))
     loopdev.make_file_system(device, "ext4")
     system = stack.enter_context(loopdev.mounted(device, tmp_path / "system", "strictatime"))
-    python = copied_python(PYTHONS[version], system)
+    own_python = copied_python(python(version), system)
     own_zip = Path(shutil.copy(agent_zip, system))
     stack.callback(loopdev.run, "fsfreeze", "--unfreeze", str(system), check=False)
-    with raw_agent(python, own_zip) as agent:
+    with raw_agent(own_python, own_zip) as agent:
         handle = agent.open(device)["handle"]
         agent.call("freeze", mounts=[str(system)], limit=LONG)
         forget(system)
@@ -430,9 +430,9 @@ def forget(folder: Path) -> None:
             os.close(fd)
 
 
-def copied_python(python: Path, to: Path) -> Path:
+def copied_python(original: Path, to: Path) -> Path:
     """An interpreter with its library, of which nothing is compiled yet; return the copy."""
-    real = python.resolve()
+    real = original.resolve()
     name = real.name if "." in real.name else "python" + ".".join(real.parts[-3].split(".")[:2])
     (to / "bin").mkdir()
     shutil.copy2(real, to / "bin" / name)
@@ -443,67 +443,23 @@ def copied_python(python: Path, to: Path) -> Path:
     return to / "bin" / name
 
 
-class HangingDisk:
-    """A loop device that can be told to hang: then whatever waits for it hangs too.
-
-    Args:
-        image: A file with a file system in it.
-    """
-
-    def __init__(self, image: Path) -> None:
-        self._file = image.with_suffix(".fuse")
-        self._control = image.with_suffix(".control")
-        self._size = image.stat().st_size
-        self._command = [
-            *("nbdfuse", str(self._file), "--command", "nbdkit", "-s", "--filter=pause"),
-            *("file", str(image), f"pause-control={self._control}"),
-        ]
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self) -> Path:
-        self._file.touch()
-        process = subprocess.Popen(self._command)
-        self._stack.callback(process.wait, 60)
-        self._stack.callback(process.terminate)
-        self._stack.callback(loopdev.run, "fusermount3", "-u", str(self._file), check=False)
-        wait_until(lambda: self._file.stat().st_size == self._size)
-        return self._stack.enter_context(loopdev.loop_device(self._file, direct=False))
-
-    def __exit__(self, *exception: object) -> None:
-        self._stack.close()
-
-    def tell(self, letter: bytes) -> None:
-        """Have it hang (``p``) or go on (``r``)."""
-        with socket.socket(socket.AF_UNIX) as control:
-            control.connect(str(self._control))
-            control.sendall(letter)
-            control.shutdown(socket.SHUT_WR)
-            assert control.recv(1) == letter.upper()
-
-
 @SOME_PYTHONS
 @pytest.mark.parametrize("end", ["main lives", "main is killed"])
 def test_the_limit_holds_for_what_is_frozen_while_another_freeze_still_hangs(
     agent: RawAgent, tmp_path: Path, stack: contextlib.ExitStack, end: str
 ) -> None:
-    require("root", "loop", "mkfs.ext4", "nbdkit", "nbdfuse")
+    require("mkfs.ext4", *hanging.CAPABILITIES)
     fast = a_mount(stack, tmp_path)
-    image = tmp_path / "hanging.img"
-    with loopdev.loop_device(image, 16 * MiB) as device:
-        loopdev.make_file_system(device, "ext4")
-    disk = HangingDisk(image)
-    device = stack.enter_context(disk)
-    hanging = stack.enter_context(loopdev.mounted(device, tmp_path / "hanging"))
-    stack.callback(loopdev.run, "fsfreeze", "--unfreeze", str(hanging), check=False)
-    (hanging / "file").write_bytes(b"x" * MiB)
+    disk, mount = stack.enter_context(hanging.hanging_mount(tmp_path / "hanging"))
+    (mount / "file").write_bytes(b"x" * MiB)
     disk.tell(b"p")
     try:
-        number = agent.ask("freeze", mounts=[str(fast), str(hanging)], limit=2.0)
+        number = agent.ask("freeze", mounts=[str(fast), str(mount)], limit=2.0)
         wait_until(lambda: agent.call("frozen").header["frozen"])
         if end == "main is killed":
             agent.kill()
         assert Writer(fast).ends()
-        writer = Writer(hanging)
+        writer = Writer(mount)
         assert writer.blocked()
     finally:
         disk.tell(b"r")
@@ -522,7 +478,7 @@ def test_kills_at_random_moments_of_freezes_never_leave_anything_frozen(
 ) -> None:
     mounts = [a_mount(stack, tmp_path, name=name) for name in ("one", "two")]
     for moment in range(20):
-        with raw_agent(PYTHONS[version], agent_zip) as agent:
+        with raw_agent(python(version), agent_zip) as agent:
             agent.ask("freeze", mounts=[str(mount) for mount in mounts], limit=LONG)
             time.sleep(moment * 0.02)
             agent.kill()

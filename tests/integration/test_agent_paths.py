@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from capabilities import require
+from capabilities import python, require
 from cvm_migrate.deadline import CancelToken
 from cvm_migrate.errors import (
     CancelledError,
@@ -23,14 +23,13 @@ from cvm_migrate.errors import (
 from cvm_migrate.transport import AgentSession, mint_identities, start_local_agent
 from rig import loopdev, pumps
 from rig.pumps import MiB
-from rig.pythons import interpreters
-from rig.rawagent import EXTREMES
+from rig.pythons import EXTREMES
 
 LOOPBACK = "127.0.0.1"
 
 
 def agent(version: str) -> AgentSession:
-    return start_local_agent(python=interpreters()[version])
+    return start_local_agent(python=python(version))
 
 
 @contextlib.contextmanager

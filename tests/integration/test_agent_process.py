@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from capabilities import require
+from capabilities import python, require
 from cvm_migrate.agent import wire
-from rig.rawagent import EXTREMES, PYTHONS, RawAgent, RawError, build_zip, raw_agent
+from rig.pythons import EXTREMES, VERSIONS
+from rig.rawagent import RawAgent, RawError, build_zip, raw_agent
 
 MiB = 1 << 20
-EVERY_PYTHON = pytest.mark.parametrize("version", list(PYTHONS) or ["none"])
-SOME_PYTHONS = pytest.mark.parametrize("version", EXTREMES or ["none"])
+EVERY_PYTHON = pytest.mark.parametrize("version", VERSIONS)
+SOME_PYTHONS = pytest.mark.parametrize("version", EXTREMES)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def agent_zip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def agent(agent_zip: Path, version: str) -> Generator[RawAgent]:
-    with raw_agent(PYTHONS[version], agent_zip) as one:
+    with raw_agent(python(version), agent_zip) as one:
         yield one
 
 
@@ -209,7 +210,7 @@ def test_a_signal_ends_it_cleanly(agent: RawAgent, number: signal.Signals) -> No
 
 @SOME_PYTHONS
 def test_silence_ends_it_and_any_frame_is_no_silence(agent_zip: Path, version: str) -> None:
-    with raw_agent(PYTHONS[version], agent_zip, "--silence", "4") as agent:
+    with raw_agent(python(version), agent_zip, "--silence", "4") as agent:
         begin = time.monotonic()
         while time.monotonic() < begin + 5:
             agent.write(wire.encode(wire.HEARTBEAT, 0, {}))
@@ -221,7 +222,7 @@ def test_silence_ends_it_and_any_frame_is_no_silence(agent_zip: Path, version: s
 
 def start(version: str, agent_zip: Path, stdout: int) -> subprocess.Popen[bytes]:
     """An agent that no client reads."""
-    command = [str(PYTHONS[version]), "-E", "-s", "-B", str(agent_zip)]
+    command = [str(python(version)), "-E", "-s", "-B", str(agent_zip)]
     return subprocess.Popen(
         command, bufsize=0, stdin=subprocess.PIPE, stdout=stdout, stderr=subprocess.DEVNULL
     )
@@ -267,7 +268,7 @@ def test_it_ends_when_its_caller_is_killed(agent_zip: Path, version: str) -> Non
         "agent.wait()\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", program, str(PYTHONS[version]), "-B", str(agent_zip)],
+        [sys.executable, "-c", program, str(python(version)), "-B", str(agent_zip)],
         stdout=subprocess.PIPE,
     ) as caller:
         assert caller.stdout is not None
@@ -288,7 +289,7 @@ def test_what_is_printed_goes_to_standard_error(agent_zip: Path, version: str) -
         "print('a word'); sys.stdout.flush()\n"
     )
     done = subprocess.run(
-        [str(PYTHONS[version]), "-c", program, str(agent_zip)],
+        [str(python(version)), "-c", program, str(agent_zip)],
         check=True,
         capture_output=True,
         stdin=subprocess.DEVNULL,
@@ -299,7 +300,7 @@ def test_what_is_printed_goes_to_standard_error(agent_zip: Path, version: str) -
 @SOME_PYTHONS
 def test_a_wrong_argument_is_answered_in_words(agent_zip: Path, version: str) -> None:
     done = subprocess.run(
-        [str(PYTHONS[version]), "-B", str(agent_zip), "--nonsense"],
+        [str(python(version)), "-B", str(agent_zip), "--nonsense"],
         check=False,
         capture_output=True,
         stdin=subprocess.DEVNULL,

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from capabilities import require
+from capabilities import python, require
 from cvm_migrate.agent.tracking import system
 from rig import loopdev
-from rig.rawagent import EXTREMES, PYTHONS, RawAgent, RawError, build_zip, raw_agent
+from rig.pythons import EXTREMES
+from rig.rawagent import RawAgent, RawError, build_zip, raw_agent
 
 MIB = 1 << 20
-SOME_PYTHONS = pytest.mark.parametrize("version", EXTREMES or ["none"])
+SOME_PYTHONS = pytest.mark.parametrize("version", EXTREMES)
 RUNGS = pytest.mark.parametrize("rung", ["ebpf", "tracefs"])
 
 
@@ -57,7 +58,7 @@ def test_many_ranges_come_in_bounded_parts(
 ) -> None:
     with (
         loopdev.loop_device(tmp_path / "disk", 512 * MIB, direct=False) as path,
-        raw_agent(PYTHONS[version], agent_zip) as agent,
+        raw_agent(python(version), agent_zip) as agent,
     ):
         handle = agent.open(path)["handle"]
         started = agent.call("track_start", handles=[handle], rungs=[rung], block=4096).header
@@ -84,7 +85,7 @@ def test_bad_requests_are_told(agent_zip: Path, tmp_path: Path, version: str) ->
     (tmp_path / "file").write_bytes(bytes(4096))
     with (
         loopdev.loop_device(tmp_path / "disk", 16 * MIB) as path,
-        raw_agent(PYTHONS[version], agent_zip) as agent,
+        raw_agent(python(version), agent_zip) as agent,
     ):
         handle = agent.open(path)["handle"]
         file = agent.open(tmp_path / "file")["handle"]
@@ -124,7 +125,7 @@ def test_an_ended_agent_leaves_no_tracer_and_no_instance(
 ) -> None:
     with (
         loopdev.loop_device(tmp_path / "disk", 16 * MIB) as path,
-        raw_agent(PYTHONS[version], agent_zip) as agent,
+        raw_agent(python(version), agent_zip) as agent,
     ):
         handle = agent.open(path)["handle"]
         agent.call("track_start", handles=[handle], rungs=["tracefs"])

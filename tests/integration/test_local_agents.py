@@ -12,21 +12,14 @@ from pathlib import Path
 
 import pytest
 
-import capabilities
+from capabilities import python, require
 from cvm_migrate.errors import AgentLostError, NotFoundError, PermissionDeniedError
 from cvm_migrate.model import ExtentMap
 from cvm_migrate.transport import AgentSession, start_local_agent
 from rig import loopdev
 from rig.processes import children, runs, wait_until
-from rig.pythons import interpreters
+from rig.pythons import VERSIONS
 from rig.sshd import programs
-
-VERSIONS = ("2.7", "3.6", "3.7", "3.8", "3.9", "3.10", "3.11", "3.12", "3.13")
-
-
-def python(version: str) -> Path:
-    capabilities.require(f"python {version}")
-    return interpreters()[version]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -89,7 +82,7 @@ def test_an_interpreter_that_cannot_run_the_agent_is_reported() -> None:
 
 def test_a_tracker_that_is_not_certain_says_so_when_it_is_only_asked(tmp_path: Path) -> None:
     """peek_changes() tells the caller, before a collection does."""
-    capabilities.require("root", "loop", "tracefs")
+    require("root", "loop", "tracefs")
     with (
         loopdev.loop_device(tmp_path / "disk", 16 << 20) as device,
         start_local_agent() as agent,

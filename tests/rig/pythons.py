@@ -7,6 +7,11 @@ import re
 import subprocess
 from pathlib import Path
 
+#: Those that the agent promises to run under and that can be had: tests ask for them with ``capabilities.python``.
+VERSIONS = ("2.7", "3.6", "3.7", "3.8", "3.9", "3.10", "3.11", "3.12", "3.13")
+#: For tests that need not run under each: the two oldest kinds and the newest.
+EXTREMES = ("2.7", "3.6", "3.13")
+
 
 @functools.cache
 def interpreters() -> dict[str, Path]:

@@ -18,14 +18,8 @@ from typing import Any
 
 import cvm_migrate.agent
 from cvm_migrate.agent import wire
-from rig.pythons import interpreters
 
 SECONDS = 60.0
-
-
-PYTHONS = interpreters()
-#: For tests that need not run under each: the two oldest kinds and the newest.
-EXTREMES = [version for version in ("2.7", "3.6", "3.13") if version in PYTHONS]
 
 
 def build_zip(folder: Path) -> Path:
