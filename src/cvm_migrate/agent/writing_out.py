@@ -62,8 +62,10 @@ def _write_out(context, args, blob, reply):
         while not children.can_read(process.stdout.fileno(), 0.1):
             reply.check()
         outcome = children.receive(process.stdout.fileno())
-    except (EnvironmentError, EOFError) as error:
-        raise AgentError("internal", "the process that writes out has ended: %s" % error)
+    except (EnvironmentError, EOFError):
+        # As the agent ends, it is this process that ends it.
+        reply.check()
+        raise AgentError("pump", "the process that writes out has ended")
     finally:
         context.not_at_end(process.kill)
         process.stdin.close()
