@@ -207,11 +207,12 @@ def test_a_sender_with_another_session_is_told_that_it_is_refused(pair: Pair) ->
     pumps.wait_until(lambda: pair.received("refused") >= 1)
 
 
-def test_an_expired_certificate_is_refused(pair: Pair) -> None:
+@pytest.mark.parametrize("by", ["the sender", "the receiver"])
+def test_an_expired_certificate_is_refused(pair: Pair, tmp_path: Path, by: str) -> None:
     minted = mint_identities(
         valid=dt.timedelta(hours=1), now=dt.datetime.now(dt.UTC) - dt.timedelta(hours=2)
     )
-    # Expired, but signed by a CA that the receiver trusts: a receiver of the same old migration.
+    # Expired, but signed by a CA that the other end trusts: both are of the same old migration.
     listening = pair.target.receive(
         {1: pair.target_disk},
         bind="127.0.0.1",
@@ -221,8 +222,13 @@ def test_an_expired_certificate_is_refused(pair: Pair) -> None:
         streams=2,
     )
     pair.listening = listening
-    with pytest.raises(PeerRefusedError):
-        pair.connect(identities=minted)
+    if by == "the sender":
+        with pytest.raises(PeerRefusedError):
+            pair.connect(identities=minted)
+    else:
+        # This one would believe the receiver.
+        answer = _push(pair, _context(tmp_path, minted.source), minted.session)
+        assert answer == b""
     pumps.wait_until(lambda: pair.received("refused") >= 1)
 
 
