@@ -94,7 +94,7 @@ def tests(session: nox.Session) -> None:
         return
     # Thousands of real processes, disks and mounts on a shared machine: one that fails is tried once more, and the
     # summary lists it as RERUN, so that it is seen and mended. A defect that shows twice is a failure.
-    again = ("--reruns", "1")
+    again = ("--reruns", "1", "-raR", "--durations=25")
     _tool(
         session,
         "pytest",

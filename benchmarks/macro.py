@@ -3,6 +3,9 @@
 Every tool gets the same source (a mounted ext4, half full), a fresh target of zeroes, and, for its second pass,
 1 % of the disk rewritten through the file system. Other tools get the source frozen while they run, which is
 kinder than life; ours runs while a program writes. The first column is what matters: wrong bytes.
+
+With ``--link 1gbit`` all of it runs in a network namespace whose loopback carries no more than that, as a network
+between two machines would: there the path is the limit, not the two processors that are both ends at once.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ import json
 import os
 import platform
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -23,10 +28,16 @@ from benchmarks import limits, ours, peers, plot, table
 from benchmarks.rig import Cost, Disks, GiB, disks, frozen, measured, mutate, wrong_bytes
 from cvm_migrate.units import parse_size
 
+# One disk that is source and target at once, shared with other machines, would be what is measured.
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a file system in memory
+
+# Says that this is the process inside the namespace.
+SHAPED = "CVM_MIGRATE_BENCHMARK_SHAPED"
+
 OURS = {
     "cvm_migrate 1 stream": {"streams": 1},
     "cvm_migrate 4 streams": {"streams": 4},
-    "cvm_migrate 4 streams zstd": {"streams": 4, "codec": "zstd"},
+    "cvm_migrate 4 streams zstd -3": {"streams": 4, "codec": "zstd", "level": 3},
 }
 
 
@@ -122,7 +133,14 @@ def main() -> int:
     )
     parser.add_argument("--no-limits", action="store_true")
     parser.add_argument("--no-slowdown", action="store_true", help="leave out what tracking costs")
-    parser.add_argument("--folder", type=Path, help="where the disks' files lie")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where the disks' files lie; by default in memory (/dev/shm) if they have room there",
+    )
+    parser.add_argument(
+        "--link", metavar="RATE", help="what loopback may carry, as tc writes it: 1gbit"
+    )
     parser.add_argument(
         "--output",
         type=Path,
@@ -130,6 +148,8 @@ def main() -> int:
         help="folder of the results",
     )
     chosen = parser.parse_args()
+    if chosen.link and SHAPED not in os.environ:
+        return _on_a_link(chosen.link)
     every = {peer.name: peer for peer in peers.PEERS}
     names = chosen.tools.split(",") if chosen.tools else [*OURS, *every]
     unknown = [name for name in names if name not in OURS and name not in every]
@@ -138,7 +158,10 @@ def main() -> int:
     rows: dict[str, dict[str, Any]] = {}
     measured_limits: list[dict[str, float]] = []
     slowdown: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(dir=chosen.folder) as name:
+    # Disks, mount and processes are cleared away when this is killed, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    place = chosen.folder or _roomy(chosen.size)
+    with tempfile.TemporaryDirectory(dir=place) as name:
         folder = Path(name)
         for number in range(chosen.rounds):
             for index, tool in enumerate(names):
@@ -168,18 +191,44 @@ def main() -> int:
             "python": platform.python_version(),
             "size": chosen.size,
             "rounds": chosen.rounds,
+            "link": chosen.link,
+            "memory": place == SHARED_MEMORY,
         },
         "limits": _best_limits(measured_limits) if measured_limits else {},
         "slowdown": slowdown,
         "rows": list(rows.values()),
     }
     chosen.output.mkdir(parents=True, exist_ok=True)
-    (chosen.output / "results.json").write_text(json.dumps(found, indent=2) + "\n")
+    name = f"results-{chosen.link}" if chosen.link else "results"
+    (chosen.output / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
     text = table.markdown(found)
-    (chosen.output / "results.md").write_text(text)
-    (chosen.output / "results.svg").write_text(plot.svg(found))
+    (chosen.output / f"{name}.md").write_text(text)
+    (chosen.output / f"{name}.svg").write_text(plot.svg(found))
     print(text)
     return 0
+
+
+def _roomy(size: int) -> Path | None:
+    """Return the file system in memory if both disks and a repository have room, None for the usual folder."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+        free = shutil.disk_usage(SHARED_MEMORY).free
+    except FileNotFoundError:
+        return None
+    return SHARED_MEMORY if min(free, memory) > 3 * size else None
+
+
+def _on_a_link(rate: str) -> int:
+    """Run all of this again in a network namespace of its own, whose loopback carries *rate*."""
+    # One packet of loopback has up to 64 KiB; what would wait longer than the latency is dropped, as by a switch.
+    shape = 'tc qdisc add dev lo root tbf rate "$1" burst 256k latency 20ms'
+    script = f'ip link set lo up && {shape} && shift && exec "$@"'
+    program = (sys.executable, "-m", "benchmarks.macro", *sys.argv[1:])
+    return subprocess.run(
+        ["unshare", "--net", "sh", "-c", script, "sh", rate, *program],
+        check=False,
+        env={**os.environ, SHAPED: "1"},
+    ).returncode
 
 
 @contextlib.contextmanager

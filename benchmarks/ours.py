@@ -64,7 +64,9 @@ class Ours:
     rung: str | None
 
 
-def migrate(disks: Disks, *, streams: int, codec: str = "auto", write_rate: float = 5e6) -> Ours:
+def migrate(
+    disks: Disks, *, streams: int, codec: str = "auto", level: int = 1, write_rate: float = 5e6
+) -> Ours:
     """Full sync of the live disk, a second pass after 1 % was rewritten, and a cutover under load.
 
     What is wrong is counted between the last pass of a cutover and its thaw: the source stands still for as long as
@@ -79,7 +81,12 @@ def migrate(disks: Disks, *, streams: int, codec: str = "auto", write_rate: floa
         source=LocalHost(disks=[str(disks.source)]),
         target=LocalHost(disks=[str(disks.target)]),
         options=Options(
-            streams=streams, codec=codec, prove="sent", max_downtime=1.0, freeze_limit=300.0
+            streams=streams,
+            codec=codec,
+            level=level,
+            prove="sent",
+            max_downtime=1.0,
+            freeze_limit=300.0,
         ),
     ) as migration:
         prepared = migration.prepare()

@@ -147,30 +147,44 @@ def test_bytes_behind_the_end_of_a_chunk_are_an_error() -> None:
 _TEXT = b"something happened, and here is what\n" * 4000
 
 
-class _Trial:
-    """A chooser whose link and compressor have the speeds that a test gives them."""
+# What a connection takes at once, and how fast memory is.
+_BUFFER = 1_000_000
+_MEMORY = 20e9
 
-    def __init__(self, codec: str, *, link: float, packer: float, ratio: float = 0.1) -> None:
+
+class _Trial:
+    """A chooser whose link and compressor have the speeds that a test gives them, in bytes a second."""
+
+    def __init__(
+        self, codec: str, *, link: float, packer: float, ratio: float = 0.1, threads: int = 1
+    ) -> None:
         self.clock = _Clock()
-        self.chooser = compression.Chooser("auto", codec, 1, self.clock)
+        self.chooser = compression.Chooser("auto", codec, 1, self.clock, threads)
         self.link = link
         self._packer = packer
         self._ratio = ratio
+        self._threads = threads
         self._compress = compression.compressor(codec, 1)
+        self._drained = 0.0
         self.compressed = 0
 
     def run(self, chunks: int) -> None:
         """Send so many chunks of text."""
-        view = memoryview(_TEXT)
+        view = memoryview(_TEXT * 8)
         for _ in range(chunks):
-            size = len(_TEXT)
-            if self.chooser.wants(view, self._compress):
+            size = len(view)
+            raw = not self.chooser.wants(view, self._compress)
+            if not raw:
                 packed = int(size * self._ratio)
                 self.chooser.tried(size, packed, size / self._packer)
+                self.clock.now += size / self._packer / self._threads
                 self.compressed += 1
                 size = packed
-            self.chooser.sent(size, size / self.link)
-            self.clock.now += size / self.link
+            begin = self.clock.now
+            at_once = begin + size / _MEMORY
+            self._drained = max(self._drained, begin) + size / self.link
+            self.clock.now = max(at_once, self._drained - _BUFFER / self.link)
+            self.chooser.sent(size, self.clock.now - begin, self.clock.now > at_once, raw)
 
 
 def test_a_slow_link_has_its_chunks_compressed() -> None:
@@ -185,6 +199,28 @@ def test_a_fast_link_is_left_raw_and_seldom_tried() -> None:
     trial.run(1000)
 
     assert trial.compressed <= 2
+
+
+def test_compressing_beside_sending_costs_only_the_slower_of_both() -> None:
+    one = _Trial("zstd", link=125e6, packer=130e6, ratio=0.27)
+    two = _Trial("zstd", link=125e6, packer=130e6, ratio=0.27, threads=2)
+    one.run(2000)
+    two.run(2000)
+
+    assert one.compressed < 200
+    assert two.compressed > 1900
+
+
+def test_a_link_that_becomes_faster_is_noticed_though_only_little_is_sent() -> None:
+    trial = _Trial("zstd", link=20e6, packer=130e6, ratio=0.1, threads=2)
+    trial.run(1000)
+    slow = trial.compressed
+    trial.link = 5e9
+    trial.clock.now += 60
+    trial.run(1000)
+
+    assert slow > 900
+    assert trial.compressed - slow < 100
 
 
 def test_what_does_not_shrink_is_left_raw() -> None:
@@ -216,7 +252,7 @@ def test_the_choice_follows_the_link() -> None:
 def test_a_sample_tells_that_noise_does_not_shrink() -> None:
     noise = memoryview(random.Random(1).randbytes(100_000))
     chooser = compression.Chooser("auto", "zstd", 1, _Clock())
-    chooser.sent(1000, 1.0)
+    chooser.sent(1000, 1.0, waited=True, raw=True)
     compress = compression.compressor("zstd", 1)
 
     assert not chooser.wants(noise, compress)

@@ -22,6 +22,10 @@ _TRY_EVERY = 32
 _TRY_AGAIN = 10.0
 # Compressing must save at least a tenth of the time, as the figures are rough.
 _GAIN = 0.9
+# While it pays and the connection takes all at once, the path may have become faster: after so many seconds chunks
+# go raw until one is not much faster than before, at most so many.
+_LOOK_CHUNKS = 16
+_LOOK_AGAIN = 10.0
 # zlib costs more than it can bring on a path that is faster, in seconds a byte.
 _ZLIB_BELOW = 1.0 / (40 << 20)
 # Weight of a new measurement.
@@ -147,13 +151,15 @@ class Chooser(object):
         codec: ``raw``, ``zlib``, ``zstd``, or ``auto``.
         best: The codec that ``auto`` means.
         level: How hard it tries.
+        threads: How many compress for one connection, while it sends.
     """
 
-    def __init__(self, codec, best, level=1, clock=monotonic):
-        # type: (str, str, int, Callable[[], float]) -> None
+    def __init__(self, codec, best, level=1, clock=monotonic, threads=1):
+        # type: (str, str, int, Callable[[], float], int) -> None
         self.codec = best if codec == "auto" else codec
         self.level = level
         self._auto = codec == "auto"
+        self._threads = threads
         self._clock = clock
         self._lock = threading.Lock()
         self._send_time = None  # type: Optional[float]
@@ -162,6 +168,9 @@ class Chooser(object):
         self._pays = False
         self._chunks = 0
         self._tried = None  # type: Optional[float]
+        # When the path was last seen to be the limit, and how many chunks go raw to see whether it still is.
+        self._waited = clock()
+        self._looking = 0
         self.compressed = 0
         self.plain = 0
 
@@ -172,12 +181,38 @@ class Chooser(object):
             self.compressed = 0
             self.plain = 0
 
-    def sent(self, count, seconds):
-        # type: (int, float) -> None
-        """Note that *count* bytes were on their way for *seconds*, waits for the disk not counted."""
-        if self._auto and count:
-            with self._lock:
-                self._send_time = _blend(self._send_time, seconds / count)
+    def sent(self, count, seconds, waited, raw):
+        # type: (int, float, bool, bool) -> None
+        """Note that *count* bytes were on their way for *seconds*, waits for the disk not counted.
+
+        Args:
+            count: Bytes.
+            seconds: From the first to the last of them.
+            waited: Whether the connection, or a limit, did not take all of them at once.
+            raw: Whether they were not compressed.
+        """
+        if not self._auto or not count:
+            return
+        measured = seconds / count
+        with self._lock:
+            if self._pays and not raw and not waited:
+                # The compressor is the limit: what a buffer took at once says nothing of the path.
+                if self._clock() - self._waited > _LOOK_AGAIN:
+                    self._waited = self._clock()
+                    self._looking = _LOOK_CHUNKS
+                return
+            if waited:
+                self._waited = self._clock()
+            if self._looking and self._send_time is not None:
+                self._looking -= 1
+                if measured * 2 > self._send_time:
+                    self._looking = 0
+                elif self._looking:
+                    return
+                else:
+                    self._send_time = measured
+                    self._judge()
+            self._send_time = _blend(self._send_time, measured)
 
     def wants(self, chunk, compress):
         # type: (Any, Compress) -> bool
@@ -188,7 +223,7 @@ class Chooser(object):
             return True
         with self._lock:
             self._chunks += 1
-            wanted = self._pays or self._try_now()
+            wanted = not self._looking if self._pays else self._try_now()
         if not wanted or not _shrinks(chunk, compress):
             # What does not shrink says nothing about the compressor: the next one is looked at.
             return False
@@ -204,7 +239,7 @@ class Chooser(object):
             return False
         if self._tried is None:
             return True
-        hopeless = self._pack_time is not None and send * 2 < self._pack_time
+        hopeless = self._pack_time is not None and send * 2 < self._pack_time / self._threads
         if hopeless and self._clock() - self._tried < _TRY_AGAIN:
             return False
         return self._chunks >= _TRY_EVERY
@@ -217,9 +252,14 @@ class Chooser(object):
         with self._lock:
             self._pack_time = _blend(self._pack_time, seconds / before)
             self._ratio = _blend(self._ratio if self._pays else None, after / before)
-            if self._send_time is not None:
-                cost = self._pack_time + self._ratio * self._send_time
-                self._pays = cost < _GAIN * self._send_time
+            self._judge()
+
+    def _judge(self):
+        # type: () -> None
+        if self._pack_time is not None and self._send_time is not None:
+            # Both go on at the same time: the slower one counts.
+            cost = max(self._pack_time / self._threads, self._ratio * self._send_time)
+            self._pays = cost < _GAIN * self._send_time
 
     def count(self, raw, length):
         # type: (bool, int) -> None

@@ -243,54 +243,58 @@ class Lane(object):
         # type: () -> None
         wait = _FIRST_WAIT
         while True:
-            try:
-                channel = self._connect()
-            except AgentError as error:
-                self._failed(error.message, error)
-                channel = None
-            except ssl.SSLError as error:
-                message = "the receiver refuses the TLS connection, or is to be refused: %s" % (
-                    error,
-                )
-                self._failed(message, AgentError("peer", message))
-                channel = None
-            except (Cut, EnvironmentError) as error:
-                self._failed("%s" % (error,), None)
-                channel = None
-            except frames.FrameError as error:
-                message = "the receiver sent %s" % (error,)
-                self._failed(message, AgentError("peer", message))
-                channel = None
-            except Exception as error:  # noqa: BLE001 - a thread that ended would hang all that wait for it
-                self._defect("%s: %s" % (type(error).__name__, error))
-                channel = None
+            channel = self._try_to_connect()
             if channel is not None:
                 wait = _FIRST_WAIT
-                try:
-                    self._serve(channel)
-                except _Renewal:
-                    # Nothing was under way, so nothing is sent again.
-                    with self._cond:
-                        self.state = CONNECTING
-                        self._lost = monotonic()
-                        self._was_up = False
-                    self._retry.set()
-                except Cut as error:
-                    self._failed("%s" % (error,), None)
-                except frames.FrameError as error:
-                    self._defect("the receiver sent %s" % (error,))
-                except AgentError as error:
-                    self._failed(error.message, error)
-                except Exception as error:  # noqa: BLE001 - a thread that ended would hang all that wait for it
-                    self._defect("%s: %s" % (type(error).__name__, error))
-                finally:
-                    # After that `cut` no longer finds it, whose descriptor's number may soon be another's.
-                    with self._cond:
-                        self.channel = None
-                    channel.close()
+                self._use(channel)
             # Who refuses will not think again soon.
             self._after_cut(wait if self.refusal is None else _LONGEST_WAIT)
             wait = min(_LONGEST_WAIT, wait * 2)
+
+    def _try_to_connect(self):
+        # type: () -> Optional[Channel]
+        """Return a connection on which the receiver has said WELCOME; None, noting why, where there is none."""
+        try:
+            return self._connect()
+        except AgentError as error:
+            self._failed(error.message, error)
+        except ssl.SSLError as error:
+            message = "the receiver refuses the TLS connection, or is to be refused: %s" % (error,)
+            self._failed(message, AgentError("peer", message))
+        except (Cut, EnvironmentError) as error:
+            self._failed("%s" % (error,), None)
+        except frames.FrameError as error:
+            message = "the receiver sent %s" % (error,)
+            self._failed(message, AgentError("peer", message))
+        except Exception as error:  # noqa: BLE001 - a thread that ended would hang all that wait for it
+            self._defect("%s: %s" % (type(error).__name__, error))
+        return None
+
+    def _use(self, channel):
+        # type: (Channel) -> None
+        """Work over a connection until it ends, and note why it did."""
+        try:
+            self._serve(channel)
+        except _Renewal:
+            # Nothing was under way, so nothing is sent again.
+            with self._cond:
+                self.state = CONNECTING
+                self._lost = monotonic()
+                self._was_up = False
+            self._retry.set()
+        except Cut as error:
+            self._failed("%s" % (error,), None)
+        except frames.FrameError as error:
+            self._defect("the receiver sent %s" % (error,))
+        except AgentError as error:
+            self._failed(error.message, error)
+        except Exception as error:  # noqa: BLE001 - a thread that ended would hang all that wait for it
+            self._defect("%s: %s" % (type(error).__name__, error))
+        finally:
+            # After that `cut` no longer finds it, whose descriptor's number may soon be another's.
+            with self._cond:
+                self.channel = None
+            channel.close()
 
     def _failed(self, message, refusal):
         # type: (str, Optional[AgentError]) -> None
@@ -441,6 +445,7 @@ class Lane(object):
         rest = None  # type: Any
         paid = 0
         begin = 0.0
+        waited = False
         try:
             while True:
                 waker.sleeping = True
@@ -456,6 +461,7 @@ class Lane(object):
                     if item is not None:
                         rest = self._encode(item)
                         begin = monotonic()
+                        waited = False
                 wait = ALIVE_INTERVAL / 2
                 if item is not None and not blocked:
                     # One slice, or all of it.
@@ -463,6 +469,7 @@ class Lane(object):
                         wanted = min(self._slice(), len(rest))
                         pause = self._sender.sending.take(wanted)
                         if pause:
+                            waited = True
                             channel.wait(True, False, pause)
                             continue
                         paid = wanted
@@ -471,8 +478,9 @@ class Lane(object):
                     rest = rest[done:]
                     paid -= done
                     blocked = paid > 0
+                    waited = waited or blocked
                     if not len(rest):
-                        self._sent(item, monotonic() - begin)
+                        self._sent(item, monotonic() - begin, waited)
                         item = None
                     if not blocked:
                         continue
@@ -523,12 +531,13 @@ class Lane(object):
             return item.slot.frame(header, item.length)
         return memoryview(header)
 
-    def _sent(self, item, seconds):
-        # type: (Item, float) -> None
+    def _sent(self, item, seconds, waited):
+        # type: (Item, float, bool) -> None
         if item.kind == frames.DATA:
             chooser = item.job.chooser
             raw = item.payload is None
-            chooser.sent(item.length if raw else len(item.payload or b""), seconds)
+            count = item.length if raw else len(item.payload or b"")
+            chooser.sent(count, seconds, waited, raw)
             chooser.count(raw, item.length)
         self._in_flight.append((self._sequence, item))
         self._in_flight_bytes += 0 if item.kind == frames.ZERO else item.length

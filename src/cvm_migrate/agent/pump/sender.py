@@ -21,12 +21,11 @@ assert sys.platform != "win32", "pumps run on Linux"  # noqa: S101 - tells type 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ssl
-    from typing import Any, Dict, List, Optional, Text, Tuple, Union
+    from typing import Any, Dict, List, Optional, Text, Tuple
 
     from cvm_migrate.agent.blockio import OpenHandle
+    from cvm_migrate.agent.pump.lane import Work
     from cvm_migrate.agent.verbs import Reply
-
-    Work = Union[jobs.Job, probe.Probe]
 
 # One key of AES-GCM is good for 2**24.5 records of 16 KiB (RFC 8446, 5.5), which is 362 GiB.
 RENEW_AFTER = 256 << 30
@@ -81,6 +80,7 @@ class Sender(object):
         self._session = session
         self._name = binascii.hexlify(os.urandom(16)).decode("ascii")
         self._lanes = []  # type: List[lane.Lane]
+        self._readers = 1
         self._choosers = {}  # type: Dict[Tuple[str, str, int], compression.Chooser]
         # One job at a time, as lanes must be clear of the last one before they begin another.
         self._busy = threading.Lock()
@@ -116,8 +116,8 @@ class Sender(object):
             raise AgentError(
                 "connection", "the address of %s cannot be found: %s" % (self.host, error)
             )
-        readers = 2 if streams == 1 else 1
-        self._lanes = [lane.Lane(self, number, readers) for number in range(streams)]
+        self._readers = 2 if streams == 1 else 1
+        self._lanes = [lane.Lane(self, number, self._readers) for number in range(streams)]
         self._await_lanes(reply, monotonic() + self.patience)
         facts = dict(self._lanes[0].facts)
         del facts["disks"]
@@ -256,7 +256,7 @@ class Sender(object):
         """Return what decides about compression; what it learnt of the path stays from one job to the next."""
         key = (codec, best, level)
         if key not in self._choosers:
-            self._choosers = {key: compression.Chooser(codec, best, level)}
+            self._choosers = {key: compression.Chooser(codec, best, level, threads=self._readers)}
         chooser = self._choosers[key]
         chooser.begin()
         return chooser
