@@ -111,5 +111,12 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run the benchmark against other tools, on the same disks in one run."""
-    session.run(PYTHON, "-m", "benchmarks.macro", *session.posargs)
+    """Run the benchmark against other tools, on the same disks in one run: over loopback, then over a slower link.
+
+    Arguments replace both runs by one.
+    """
+    if session.posargs:
+        session.run(PYTHON, "-m", "benchmarks.macro", *session.posargs)
+        return
+    session.run(PYTHON, "-m", "benchmarks.macro")
+    session.run(PYTHON, "-m", "benchmarks.macro", "--link", "1gbit", "--no-slowdown")

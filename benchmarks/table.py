@@ -62,9 +62,10 @@ def _limits(found: dict[str, Any]) -> list[str]:
     limits = found["limits"]
     if not limits:
         return []
+    path = found["machine"].get("link") or "loopback"
     return [
         f"Limits in the same run: `O_DIRECT` read {limits['read']:,.0f} MiB/s, write {limits['write']:,.0f} MiB/s,"
-        f" TLS over loopback {limits['tls']:,.0f} MiB/s, plain TCP {limits['tcp']:,.0f} MiB/s."
+        f" TLS over {path} {limits['tls']:,.0f} MiB/s, plain TCP {limits['tcp']:,.0f} MiB/s."
         " What a proven copy asks of this machine, all at once but with no order, digests or frames (see below):"
         f" {limits['copy_seconds']:.1f} s."
     ]
