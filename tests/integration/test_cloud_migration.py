@@ -289,6 +289,11 @@ def test_a_new_process_goes_on_in_a_rescue_mode_whose_password_it_does_not_know(
         first.prepare()
         first.full_sync()
 
+    other = simulated.add_instance(system_disk=8 * MiB)
+    with pytest.raises(InvalidRequestError, match=f"{made.instance_id}.*{other.instance_id}"):
+        Migration(source, target(simulated, other), state=tmp_path / "state")
+    assert other.history == ("RUNNING",)
+
     with Migration(source, target(simulated, made), state=tmp_path / "state") as second:
         findings = second.check().findings
         report = second.run()
@@ -403,13 +408,14 @@ def test_no_failure_of_the_way_in_leaves_an_instance_that_abort_does_not_mend(
 
 
 class Watcher:
-    """Reads what others can read while something runs: command lines, and files below some folders."""
+    """Reads what others can read while something runs: command lines, environments, and files below some folders."""
 
     def __init__(self, *folders: Path) -> None:
         self._folders = folders
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch)
-        self.commands: set[bytes] = set()
+        # Of each command line.
+        self.environments: dict[bytes, set[bytes]] = {}
         self.files: dict[Path, set[bytes]] = {}
 
     def __enter__(self) -> Self:
@@ -426,7 +432,10 @@ class Watcher:
             for file in Path("/proc").glob("[0-9]*/cmdline"):
                 # Processes come and go, and so do files.
                 with contextlib.suppress(OSError):
-                    self.commands.add(file.read_bytes())
+                    # In this order: until a new process has a program of its own, both are those of its parent.
+                    command = file.read_bytes()
+                    environment = file.with_name("environ").read_bytes()
+                    self.environments.setdefault(command, set()).add(environment)
             for folder in self._folders:
                 for file in folder.rglob("*"):
                     with contextlib.suppress(OSError):
@@ -438,11 +447,14 @@ class Watcher:
 
     def everything(self) -> bytes:
         return b"\n".join(
-            [*self.commands, *(part for all_ in self.files.values() for part in all_)]
+            part
+            for found in (self.environments, self.files)
+            for name, parts in found.items()
+            for part in (os.fsencode(name), *parts)
         )
 
 
-def test_no_secret_is_on_a_command_line_in_a_file_a_log_or_an_event_while_it_runs(
+def test_no_secret_is_on_a_command_line_in_an_environment_a_file_a_log_or_an_event_while_it_runs(
     simulated: TencentCloud,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -497,7 +509,7 @@ def test_no_secret_is_on_a_command_line_in_a_file_a_log_or_an_event_while_it_run
             told.append(repr(again.finish().to_dict()))
 
     shown = watcher.everything().decode(errors="replace") + "".join(told) + caplog.text
-    assert any(b"ssh" in command for command in watcher.commands)
+    assert any(b"ssh" in command for command in watcher.environments)
     assert any(file.name == "state.sqlite3" for file in watcher.files)
     assert any("known-hosts" in file.name for file in watcher.files)
     assert len(set(passwords)) == 2
@@ -515,20 +527,39 @@ def test_the_command_line_moves_a_disk_onto_an_instance(
     source, contents = image(tmp_path, 8 * MiB)
     to = f"cvm:{made.region}/{made.instance_id}?endpoint={simulated.endpoint}&data_port={free_port()}"
     command = [sys.executable, "-m", "cvm_migrate", "run", "--source", source.description]
+    command += ["--target", to, "--state", str(tmp_path / "state"), "--json"]
+    keys = simulated.new_credentials(seconds=3600)
+    assert keys.token is not None
+    given = {
+        "TENCENTCLOUD_SECRET_ID": keys.secret_id,
+        "TENCENTCLOUD_SECRET_KEY": keys.secret_key,
+        "TENCENTCLOUD_TOKEN": keys.token,
+    }
 
-    done = subprocess.run(
-        [*command, "--target", to, "--state", str(tmp_path / "state"), "--json"],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        env={**os.environ, **simulated.environment},
-    )
+    with Watcher() as watcher:
+        done = subprocess.run(
+            command,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            env={**os.environ, **given},
+        )
 
     assert done.returncode == 0, done.stderr
     assert held(made, contents) == [True]
     assert made.state == "RUNNING"
-    assert simulated.secret_key not in done.stdout + done.stderr
+    for secret in (keys.secret_key, keys.token):
+        assert secret not in done.stdout + done.stderr
+    # What it was given in its environment, it gives to none of its children.
+    own = watcher.environments.pop(b"".join(os.fsencode(word) + b"\0" for word in command))
+    assert any(keys.secret_key.encode() in environment for environment in own)
+    names = b" ".join(watcher.environments)
+    assert b"--pump" in names
+    assert b"ServerAliveInterval" in names
+    shown = watcher.everything()
+    for secret in (keys.secret_key, keys.token):
+        assert secret.encode() not in shown
 
 
 def test_a_dry_run_shows_the_plan_and_touches_nothing(

@@ -9,7 +9,7 @@ import pytest
 
 from capabilities import require
 from cvm_migrate import ImageFile, LocalHost, Migration, Options, events
-from cvm_migrate.errors import CancelledError, NotFoundError, StepOrderError
+from cvm_migrate.errors import CancelledError, InvalidRequestError, NotFoundError, StepOrderError
 from rig import loopdev
 from rig.disks import check, mounted_pair
 from rig.writers import writing
@@ -222,6 +222,28 @@ def test_a_finished_migration_gives_its_report_again(tmp_path: Path) -> None:
     assert again.to_dict() == first.to_dict()
     assert again.to_html().startswith("<!doctype html>")
     assert "proven identical" in again.to_text()
+
+
+@pytest.mark.parametrize("other", ["source", "target"])
+def test_the_end_of_one_migration_is_not_told_of_another(other: str, tmp_path: Path) -> None:
+    """A state directory that is used once more must not call a target proven that was never written."""
+    ends = {"source": tmp_path / "source.img", "target": tmp_path / "target.img"}
+    _image(ends["source"], 1 * MiB)
+    state = tmp_path / "state"
+    with Migration(*map(ImageFile, ends.values()), state=state) as migration:
+        report = migration.run()
+        assert 0 < report.seconds < 100
+
+    others = ends | {other: tmp_path / "other.img"}
+    with Migration(*map(ImageFile, others.values()), state=state) as migration:
+        with pytest.raises(
+            InvalidRequestError, match=f"of {ImageFile(ends['source']).description}"
+        ):
+            migration.run()
+        assert not others[other].exists()
+
+    with Migration(*map(ImageFile, ends.values()), state=state) as migration:
+        assert migration.run().proven
 
 
 def test_a_source_file_that_is_missing_is_named(tmp_path: Path) -> None:

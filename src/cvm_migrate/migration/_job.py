@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import attrs
 
@@ -33,6 +33,8 @@ from cvm_migrate.transport import AgentSession
 from cvm_migrate.units import MiB
 
 _STARTED: Final = "started"
+_ENDS: Final = "ends"
+_CVM: Final = "cvm:"
 _REVIVE_AFTER: Final = 2
 _BULK: Final = 8 * MiB
 
@@ -68,6 +70,7 @@ class Job:
         self.checkpoint = Checkpoint(state)
         try:
             self.results, self.findings = self._stored()
+            self._refuse_other_instance()
         except BaseException:
             self.checkpoint.close()
             raise
@@ -181,6 +184,9 @@ class Job:
         """
         if self.ends.is_open and self.works:
             return
+        if self._recorded_ends() is None:
+            # Before an instance is touched: what was begun there is nobody else's.
+            self._record_ends()
         if isinstance(self.target, CvmTarget) and not self.ends.source.disks:
             self._introduce(self.target)
         for role, endpoint in (("source", self.source), ("target", self.target)):
@@ -191,6 +197,49 @@ class Job:
             self._load()
         if self.ends.tracker_is_new:
             self._mind_the_gap()
+        if self._recorded_ends() != self._called():
+            # The same disks under other names.
+            self._record_ends()
+
+    def _called(self) -> tuple[str, str]:
+        """Return what source and target are called, whatever the settings; an instance's disks find themselves."""
+        return _name(self.source), _name(self.target)
+
+    def _record_ends(self) -> None:
+        self.checkpoint.put(_ENDS, self._called())
+
+    def _recorded_ends(self) -> tuple[str, str] | None:
+        """Return what they were called; ``None``: nothing has begun, or an older version began it."""
+        record = self.checkpoint.get(_ENDS)
+        if record is None:
+            return None
+        source, target = record
+        return str(source), str(target)
+
+    def _refuse_other_instance(self) -> None:
+        """Keep an instance from being taken for one that this migration has prepared."""
+        with self.checkpoint.intact():
+            before = self._recorded_ends()
+        if before is None or before[1] == self._called()[1]:
+            return
+        if isinstance(self.target, CvmTarget) or before[1].startswith(_CVM):
+            self._refuse(before)
+
+    def refuse_other_ends(self) -> None:
+        """Keep the end of this migration from being told of another: no disk is opened any more that would show it.
+
+        Raises:
+            InvalidRequestError: The state directory is of another source or target.
+        """
+        before = self._recorded_ends()
+        if before is not None and before != self._called():
+            self._refuse(before)
+
+    def _refuse(self, before: tuple[str, str]) -> NoReturn:
+        raise InvalidRequestError(
+            f"the state directory is of a migration of {' to '.join(before)}, not of {' to '.join(self._called())}",
+            remedy="Name the same source and target, or use another state directory for another migration",
+        )
 
     def _note_agents(self) -> None:
         """Keep what was noticed when agents were started, such as a host key nobody could know before."""
@@ -264,7 +313,6 @@ class Job:
             works.append(work)
             records.append(DiskRecord(number, source, target, work.touched, work.pending))
         self.checkpoint.save_disks(records)
-        self.checkpoint.put(_STARTED, time.time())
         self.works = works
         self.convergence = self._new_convergence()
 
@@ -314,6 +362,10 @@ class Job:
             )
             for record in self.checkpoint.disks()
         )
+
+    def begin(self) -> None:
+        """Note that the migration begins now."""
+        self.checkpoint.put(_STARTED, time.time())
 
     @property
     def started(self) -> float:
@@ -471,6 +523,12 @@ class Job:
             work.size if work.disk in self.unfreezable else outlook.to_compare.get(work.disk, 0)
             for work in self.works
         )
+
+
+def _name(endpoint: Endpoint) -> str:
+    if isinstance(endpoint, CvmTarget):
+        return endpoint.instance.description
+    return endpoint.description
 
 
 def _recognise(known: Sequence[DiskIdentity], found: Sequence[DiskIdentity], role: str) -> None:

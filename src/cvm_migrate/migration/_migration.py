@@ -168,6 +168,8 @@ class Migration(Closing):
         with self._step(Step.PREPARE) as state:
             job = self._job
             resumed = job.resumed
+            if state in {State.NEW, State.ABORTED}:
+                job.begin()
             job.ready()
             job.look_at_mounts()
             if state in {State.NEW, State.ABORTED} and not job.target.reachable:
@@ -280,16 +282,21 @@ class Migration(Closing):
             return result
 
     def finish(self) -> Report:
-        """End the agents, leave the target in use, and report."""
+        """End the agents, leave the target in use, and report.
+
+        Raises:
+            InvalidRequestError: The state directory is of another source or target.
+        """
         with self._step(Step.FINISH, connect=False) as state:
             job = self._job
+            job.refuse_other_ends()
             if state is not State.FINISHED:
-                job.checkpoint.put("seconds", time.time() - job.started)
                 self._keep_tracking_facts()
                 self._end_agents()
                 job.source.finish("source", job.checkpoint.notes)
                 job.target.finish("target", job.checkpoint.notes)
                 self._note_left()
+                job.checkpoint.put("seconds", time.time() - job.started)
         return self.report()
 
     def abort(self) -> Report:
