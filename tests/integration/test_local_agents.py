@@ -48,6 +48,19 @@ def test_the_library_of_the_callers_own_python_serves_the_local_agent() -> None:
         assert agent.digests[0] == "xxh3-128"
 
 
+def test_an_agent_inherits_the_environment_but_for_the_cloud_s_keys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TENCENTCLOUD_SECRET_KEY", "a key")
+    monkeypatch.setenv("TENCENTCLOUD_TOKEN", "a token")
+    monkeypatch.setenv("LANG_OF_THE_CALLER", "C")
+    with start_local_agent() as agent:
+        variables = Path(f"/proc/{agent.pid}/environ").read_bytes().split(b"\0")
+
+    assert b"LANG_OF_THE_CALLER=C" in variables
+    assert [one for one in variables if one.startswith(b"TENCENTCLOUD_")] == []
+
+
 def test_the_agents_program_is_in_no_file() -> None:
     with start_local_agent() as agent:
         command = Path(f"/proc/{agent.pid}/cmdline").read_bytes().split(b"\0")

@@ -11,6 +11,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from cvm_migrate.transport._environment import inherited
+
 _TAIL: Final = 64 << 10
 _READ: Final = 256 << 10
 
@@ -20,7 +22,7 @@ class Child:
 
     Args:
         command: Program and arguments.
-        environment: Its environment; ``None`` inherits.
+        environment: Its environment; ``None``: what children inherit.
         pass_fds: File descriptors that it inherits under the same number.
 
     Raises:
@@ -42,7 +44,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            env=environment,
+            env=inherited() if environment is None else environment,
             pass_fds=pass_fds,
         )
         pipes = (self._process.stdin, self._process.stdout, self._process.stderr)

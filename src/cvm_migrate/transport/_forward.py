@@ -13,6 +13,7 @@ from typing import Final
 from cvm_migrate.closing import Closing
 from cvm_migrate.errors import AgentLostError, InvalidRequestError
 from cvm_migrate.transport._askpass import PasswordHelper
+from cvm_migrate.transport._environment import inherited
 from cvm_migrate.transport._ssh import SshTarget, explain
 
 _WORDS: Final = 64 << 10
@@ -124,7 +125,7 @@ class SshForward(Closing):
                     stdout=connection.fileno(),
                     stderr=subprocess.PIPE,
                     start_new_session=True,
-                    env={**os.environ, **self._helper.environment},
+                    env=inherited(**self._helper.environment),
                 )
             except OSError as error:
                 self._last_words = f"OpenSSH's client could not be started: {error}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 import threading
@@ -18,6 +17,7 @@ from cvm_migrate.errors import (
 )
 from cvm_migrate.transport._askpass import PasswordHelper
 from cvm_migrate.transport._child import Child
+from cvm_migrate.transport._environment import inherited
 from cvm_migrate.transport._ssh import SshTarget, explain
 
 _LOOPBACK: Final = "127.0.0.1"
@@ -97,7 +97,7 @@ class SshReverse(Closing):
         try:
             return Child(
                 [*self._target.client(*options, silence=self._silence), _COMMAND],
-                environment={**os.environ, **self._helper.environment},
+                environment=inherited(**self._helper.environment),
             )
         except OSError as error:
             raise AgentLostError(

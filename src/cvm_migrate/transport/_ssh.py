@@ -23,6 +23,7 @@ from cvm_migrate.errors import (
 from cvm_migrate.transport._askpass import PasswordHelper
 from cvm_migrate.transport._bootstrap import Bootstrap, Sudo
 from cvm_migrate.transport._child import Child
+from cvm_migrate.transport._environment import inherited
 from cvm_migrate.transport._session import AgentSession
 
 _CONNECT_TIMEOUT: Final = 30
@@ -143,6 +144,7 @@ class SshTarget:
                 check=False,
                 capture_output=True,
                 stdin=subprocess.DEVNULL,
+                env=inherited(),
                 text=True,
                 errors="replace",
                 timeout=_CONNECT_TIMEOUT,
@@ -211,9 +213,9 @@ def start_ssh_agent(
         received=received,
         secrets=[] if target.password is None else [target.password],
         notes=notes,
+        far=True,
     )
 
-        far=True,
 
 def _client(
     target: SshTarget, helper: PasswordHelper, words: list[str], *, silence: float
@@ -221,7 +223,7 @@ def _client(
     try:
         return Child(
             [*target.client(silence=silence), *words],
-            environment={**os.environ, **helper.environment},
+            environment=inherited(**helper.environment),
         )
     except OSError as error:
         raise AgentLostError(
