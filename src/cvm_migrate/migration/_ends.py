@@ -62,7 +62,7 @@ class Lingering:
 
 @attrs.define
 class End:
-    """One host: its endpoint, and what is open there now."""
+    """One host: its endpoint, what is open there now, and agents that may still run there."""
 
     endpoint: Endpoint
     role: Literal["source", "target"]
