@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 import capabilities
-from cvm_migrate.disk import Place, check_target, find_disk, mounts_on
+from cvm_migrate.disk import Place, Usage, check_target, find_disk, mounts_on, used_on
 from cvm_migrate.errors import InvalidRequestError
 from cvm_migrate.model import HostFacts, Severity
 from cvm_migrate.transport import start_local_agent
 from rig import loopdev
+from rig.pythons import interpreters
 
 SIZE = 128 << 20
 
 
-def facts() -> HostFacts:
-    with start_local_agent() as agent:
+def facts(python: str | Path = sys.executable) -> HostFacts:
+    with start_local_agent(python=python) as agent:
         return agent.facts()
 
 
@@ -54,6 +57,44 @@ def test_a_file_system_on_a_whole_disk_and_its_second_mount(disk: Path, tmp_path
     ):
         assert points(disk) == [str(one)]
     assert points(disk) == []
+
+
+@pytest.mark.parametrize("version", ["2.7", "3.6", "3.13"])
+def test_a_mounted_file_system_says_what_it_holds_and_uses(
+    version: str, disk: Path, tmp_path: Path
+) -> None:
+    """Each Python says the same, and a second mount does not count."""
+    capabilities.require(f"python {version}")
+    loopdev.make_file_system(disk, "ext4")
+    with (
+        loopdev.mounted(disk, tmp_path / "one") as one,
+        loopdev.mounted(disk, tmp_path / "two"),
+    ):
+        (one / "file").write_bytes(bytes(range(256)) * (20 << 12))
+        os.sync()
+        said = facts(interpreters()[version])
+        status = os.statvfs(one)
+
+    found = [mount for mount in said.mounts if mount.mount_point.startswith(str(tmp_path))]
+    sizes = {(mount.size, mount.used) for mount in found}
+    used = (status.f_blocks - status.f_bfree) * status.f_frsize
+    assert len(found) == 2
+    assert sizes == {(status.f_blocks * status.f_frsize, used)}
+    assert 20 << 20 <= used < 40 << 20
+    assert used_on(said, [str(disk)]) == Usage(used, 0, used)
+    # What lies in memory is not asked.
+    assert all(mount.used is None for mount in said.mounts if mount.fs_type in {"proc", "tmpfs"})
+
+
+def test_a_partition_that_is_not_mounted_is_unknown(disk: Path, tmp_path: Path) -> None:
+    capabilities.require("partx")
+    with partitioned(disk) as partition:
+        loopdev.make_file_system(partition, "ext4")
+        assert used_on(facts(), [str(disk)]) == Usage(None, 100 << 20, 100 << 20)
+        with loopdev.mounted(partition, tmp_path / "at"):
+            usage = used_on(facts(), [str(disk)])
+        assert usage.used is not None
+        assert (usage.unknown, usage.to_send) == (0, usage.used)
 
 
 def test_a_file_system_on_a_partition(disk: Path, tmp_path: Path) -> None:
@@ -94,6 +135,11 @@ def test_a_btrfs_over_two_disks_with_a_subvolume_mounted_too(disk: Path, tmp_pat
                 loopdev.run("btrfs", "subvolume", "create", str(pool / "part"))
                 with loopdev.mounted(disk, tmp_path / "part", "subvol=part"):
                     assert points(disk) == points(second) == points(disk, second) == [str(pool)]
+                    said = facts()
+                    status = os.statvfs(pool)
+                    used = (status.f_blocks - status.f_bfree) * status.f_frsize
+                    assert used_on(said, [str(disk), str(second)]).used == used
+                    assert used_on(said, [str(disk)]).used is None
         finally:
             # btrfs remembers devices it has seen, also those that are gone.
             loopdev.run("btrfs", "device", "scan", "--forget", str(disk), str(second), check=False)

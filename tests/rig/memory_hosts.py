@@ -78,6 +78,8 @@ class World:
         self.source = [bytearray(self.random.randbytes(size)) for size in sizes]
         self.target = [bytearray(size) for size in sizes]
         self.always_flips = False
+        # By each file system on the source; None: as an agent that does not tell.
+        self.used: int | None = None
         self.machines = {"source": "x86_64", "target": "x86_64"}
         self.frozen = False
         self.tracker: Tracker | None = None
@@ -212,6 +214,8 @@ class MemoryAgent:
                     fs_type="ext4",
                     source=path,
                     options="rw",
+                    size=len(disks[number]),
+                    used=self.world.used,
                 )
                 for number, path in enumerate(PATHS[: len(disks)])
                 if self.role == "source"

@@ -15,7 +15,7 @@ import struct
 import sys
 import time
 
-from cvm_migrate.agent import freezer, mounts, names, tracking
+from cvm_migrate.agent import freezer, mounts, names, tracking, usage
 
 assert sys.platform != "win32", "these facts are Linux's"  # noqa: S101 - tells type checkers
 
@@ -248,8 +248,8 @@ def _aliases(folder):
     return ["/dev/mapper/" + name] if name else []
 
 
-def _mounts():
-    # type: () -> List[mounts.Mount]
+def _mounts(disks):
+    # type: (List[Header]) -> List[mounts.Mount]
     """Return what is mounted; of a btrfs also the devices it spans, as its own number says nothing."""
     found = mounts.mounts()
     spans = {}  # type: Dict[str, List[Text]]
@@ -264,6 +264,11 @@ def _mounts():
             path = os.path.realpath(names.to_bytes(mount["source"]))
             name = names.to_text(path).partition("/dev/")[2].replace("/", "!")
             mount["devices"] = spans.get(name, [])
+    devices = set()  # type: Set[Text]
+    for disk in disks:
+        devices.add(disk["number"])
+        devices.update([part["number"] for part in disk["partitions"]])
+    usage.measure(found, devices)
     return found
 
 
@@ -396,7 +401,8 @@ def _facts(context, args, blob, reply):
     del context, args, blob, reply
     system, hostname, kernel, _, machine = os.uname()
     dmi = [(name, _text("/sys/class/dmi/id/" + name)) for name in _DMI]
-    disks = [_disk(block) for block in _listed("/sys/block")]
+    found = [_disk(block) for block in _listed("/sys/block")]
+    disks = [disk for disk in found if disk is not None]
     return {
         "system": system,
         "kernel": kernel,
@@ -413,8 +419,8 @@ def _facts(context, args, blob, reply):
         "legacy_release": _legacy_release(),
         "lockdown": _lockdown(),
         "dmi": {name: value for name, value in dmi if value is not None},
-        "disks": [disk for disk in disks if disk is not None],
-        "mounts": _mounts(),
+        "disks": disks,
+        "mounts": _mounts(disks),
         "swaps": _swaps(),
         "addresses": _addresses(),
         "tracking": dict(tracking.probe()),

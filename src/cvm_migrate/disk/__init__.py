@@ -13,9 +13,11 @@ from cvm_migrate.disk._inventory import (
     unfreezable,
 )
 from cvm_migrate.disk._target import Place, check_target, refuse_unsafe, uneven
+from cvm_migrate.disk._usage import Usage, used_on
 
 __all__ = [
     "Place",
+    "Usage",
     "check_target",
     "find_disk",
     "missing_remedy",
@@ -27,4 +29,5 @@ __all__ = [
     "swaps_on",
     "uneven",
     "unfreezable",
+    "used_on",
 ]

@@ -120,24 +120,29 @@ def mounts_on(facts: HostFacts, disks: Iterable[str | DiskFacts]) -> tuple[Mount
         NotFoundError: The host has no such disk.
     """
     graph = Graph(facts)
-    mounts = graph_mounts(graph, graph.above([_node(graph, disk) for disk in disks]))
+    mounts = graph_mounts(graph, graph.above([node_of(graph, disk) for disk in disks]))
     return tuple(mount for mount in mounts if mount.fs_type not in _READ_ONLY)
 
 
 def graph_mounts(graph: Graph, nodes: Iterable[Node]) -> tuple[MountFacts, ...]:
     """Return one mount a file system of those directly on *nodes*, in the order to freeze them."""
+    ranked = [
+        (_depth(graph, mounts[0][1]), mounts[0][0], _to_freeze(graph, [m for _, m in mounts]))
+        for mounts in file_systems(graph, nodes)
+    ]
+    # Mount ids are used again, so they tell no age; the kernel lists mounts by age.
+    return tuple(mount for _, _, mount in sorted(ranked, key=lambda r: r[:2], reverse=True))
+
+
+def file_systems(graph: Graph, nodes: Iterable[Node]) -> list[list[tuple[int, MountFacts]]]:
+    """Return the file systems directly on *nodes*: all mounts of each, with their places among the facts."""
     wanted = frozenset(node.number for node in nodes)
     systems: dict[tuple[str, str], list[tuple[int, MountFacts]]] = {}
     for index, mount in enumerate(graph.facts.mounts):
         if wanted.isdisjoint(node.number for node in graph.devices_of(mount)):
             continue
         systems.setdefault(_file_system(graph, mount), []).append((index, mount))
-    ranked = [
-        (_depth(graph, mounts[0][1]), mounts[0][0], _to_freeze(graph, [m for _, m in mounts]))
-        for mounts in systems.values()
-    ]
-    # Mount ids are used again, so they tell no age; the kernel lists mounts by age.
-    return tuple(mount for _, _, mount in sorted(ranked, key=lambda r: r[:2], reverse=True))
+    return list(systems.values())
 
 
 def ranges_on(facts: HostFacts, mount: MountFacts, disk: str | DiskFacts) -> ExtentMap:
@@ -151,7 +156,7 @@ def ranges_on(facts: HostFacts, mount: MountFacts, disk: str | DiskFacts) -> Ext
         NotFoundError: The host has no such disk.
     """
     graph = Graph(facts)
-    node = _node(graph, disk)
+    node = node_of(graph, disk)
     devices = graph.devices_of(mount)
     upper = {other.number for other in graph.above([node])}
     if not any(device.number in upper for device in devices):
@@ -173,7 +178,7 @@ def swaps_on(facts: HostFacts, disks: Iterable[str | DiskFacts]) -> tuple[str, .
         NotFoundError: The host has no such disk.
     """
     graph = Graph(facts)
-    return graph_swaps(graph, graph.above([_node(graph, disk) for disk in disks]))
+    return graph_swaps(graph, graph.above([node_of(graph, disk) for disk in disks]))
 
 
 def graph_swaps(graph: Graph, nodes: Iterable[Node]) -> tuple[str, ...]:
@@ -205,7 +210,12 @@ def reachable(facts: HostFacts, mount: MountFacts) -> bool:
     return at is not None and at.id == mount.id
 
 
-def _node(graph: Graph, disk: str | DiskFacts) -> Node:
+def node_of(graph: Graph, disk: str | DiskFacts) -> Node:
+    """Return what a path or facts name.
+
+    Raises:
+        NotFoundError: The host has no such disk.
+    """
     node = graph.find(disk.path if isinstance(disk, DiskFacts) else disk)
     if node is None:
         name = disk.path if isinstance(disk, DiskFacts) else disk

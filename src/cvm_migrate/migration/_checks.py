@@ -10,12 +10,14 @@ from typing import Final
 
 from cvm_migrate.disk import (
     Place,
+    Usage,
     check_target,
     missing_remedy,
     mounts_on,
     refuse_partition,
     swaps_on,
     unfreezable,
+    used_on,
 )
 from cvm_migrate.errors import CvmMigrateError, NotFoundError
 from cvm_migrate.interfaces import Agent
@@ -23,6 +25,7 @@ from cvm_migrate.migration._cvm import CvmTarget
 from cvm_migrate.migration._ends import End, place_before_opening
 from cvm_migrate.migration._job import Job
 from cvm_migrate.migration._likeness import unlike
+from cvm_migrate.migration._map import partition_map
 from cvm_migrate.migration._path import PathCheck
 from cvm_migrate.migration._results import CheckReport
 from cvm_migrate.model import ExtentMap, Finding, HostFacts, OpenDisk, Severity
@@ -77,10 +80,17 @@ class Checker:
         path_rate = self._look_at_path(source, target)
         known = len(self._opened) == len(job.source.disks)
         size = sum(disk.size for disk in self._opened) if known else None
-        limits = [
-            rate
-            for rate in (job.options.bandwidth, job.options.read_limit, self._rate, path_rate)
-            if rate is not None
+        usage = self._look_at_usage(source) if known and source is not None else None
+        sending = size if usage is None or usage.used is None else usage.to_send
+        options = job.options
+        # Both go on at the same time.
+        times = [
+            seconds
+            for seconds in (
+                _seconds(size, options.read_limit, self._rate),
+                _seconds(sending, options.bandwidth, path_rate),
+            )
+            if seconds is not None
         ]
         order = list(Severity)
         return CheckReport(
@@ -89,7 +99,9 @@ class Checker:
             target=job.target.description,
             size=size,
             estimated_bytes=size,
-            estimated_seconds=size / min(limits) if size is not None and limits else None,
+            estimated_seconds=max(times, default=None),
+            used_bytes=None if usage is None else usage.used,
+            used_at_least=usage is not None and usage.used is not None and usage.unknown > 0,
         )
 
     def _add(self, severity: Severity, title: str, evidence: str = "", remedy: str = "") -> None:
@@ -166,6 +178,9 @@ class Checker:
             except CvmMigrateError as error:
                 self._refused(error)
         numbers = [disk.identity.removeprefix("block:") for disk in opened if disk.kind == "block"]
+        self._findings += [
+            found for found in (partition_map(facts, disk) for disk in opened) if found is not None
+        ]
         if numbers:
             self._look_at_trackers(facts)
             self._look_at_mounts(facts, numbers)
@@ -182,6 +197,16 @@ class Checker:
         if not end.disks:
             for disk in opened:
                 agent.close_disk(disk)
+
+    def _look_at_usage(self, facts: HostFacts) -> Usage | None:
+        """Return what is in use on the source's disks; ``None`` where they are not the host's block devices."""
+        if not all(disk.kind == "block" for disk in self._opened):
+            return None
+        try:
+            return used_on(facts, [disk.identity.removeprefix("block:") for disk in self._opened])
+        except NotFoundError:
+            # The facts do not list it; that it cannot be a source is said elsewhere.
+            return None
 
     def _open_for_reading(self, agent: Agent, paths: tuple[str, ...]) -> list[OpenDisk]:
         opened: list[OpenDisk] = []
@@ -328,3 +353,9 @@ class Checker:
                 f"{format_size(free)} free, {format_size(disk.size)} wanted; zeroes take no room",
                 "Make room there, or choose another folder",
             )
+
+
+def _seconds(count: int | None, *rates: float | None) -> float | None:
+    """Return how long so many bytes take at the lowest of *rates*; ``None`` where nothing is known."""
+    known = [rate for rate in rates if rate is not None]
+    return count / min(known) if count is not None and known else None

@@ -28,9 +28,17 @@ class CheckReport(Result):
         source: Description of the source.
         target: Description of the target.
         size: Bytes of the source's disks together; ``None`` if they could not be looked at.
-        estimated_bytes: That a full sync has to go through.
-        estimated_seconds: That it takes, at the lowest of the given limits and the measured rates of the source's
-            disk and of the way of the data; ``None`` if none is known.
+        estimated_bytes: That a full sync has to go through: all of the disks, whatever is in use.
+        estimated_seconds: That it takes; ``None`` if no rate is known. The longer of two, as both go on at the same
+            time: reading *size* at the rate at which the source's disk was read, or ``read_limit`` if that is
+            lower; and sending what is not known to be free (*used_bytes*, and all of what no mounted file system
+            accounts for) at the measured rate of the way of the data, or ``bandwidth`` if that is lower. Free space
+            goes as zeroes, which cost next to nothing; as far as it still holds what was deleted, it is sent as well
+            and takes longer.
+        used_bytes: Bytes that the mounted file systems on the source's disks say they use, each counted once;
+            ``None`` if none says it.
+        used_at_least: Whether more may be in use: a partition or volume has no mounted file system, or one that
+            does not say.
     """
 
     findings: tuple[Finding, ...]
@@ -39,6 +47,8 @@ class CheckReport(Result):
     size: int | None = None
     estimated_bytes: int | None = None
     estimated_seconds: float | None = None
+    used_bytes: int | None = None
+    used_at_least: bool = False
 
     @property
     def possible(self) -> bool:
@@ -56,10 +66,15 @@ class CheckReport(Result):
             ("source", self.source),
             ("target", self.target),
             ("size", size_or_unknown(self.size)),
+            ("in use", self._in_use()),
             ("full sync, about", seconds_or_unknown(self.estimated_seconds)),
         ]
         rows += [(finding.severity.value, _without_severity(finding)) for finding in self.findings]
         return rows
+
+    def _in_use(self) -> str:
+        text = size_or_unknown(self.used_bytes)
+        return f"at least {text}" if self.used_bytes is not None and self.used_at_least else text
 
 
 def finding_from_dict(plain: dict[str, Any]) -> Finding:

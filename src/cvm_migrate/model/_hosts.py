@@ -58,6 +58,9 @@ class MountFacts:
         number: ``MAJOR:MINOR`` of the file system; ``0:N`` where it has no device of its own, as with btrfs.
         root: Which folder of the file system is mounted.
         devices: ``MAJOR:MINOR`` of all devices of a file system that spans several, as btrfs can.
+        size: Bytes that the file system says it holds; ``None`` where it was not asked: it lies on no disk, or asking
+            could hang.
+        used: Bytes that it says it uses.
     """
 
     id: int
@@ -69,6 +72,8 @@ class MountFacts:
     source: str
     options: str
     devices: tuple[str, ...] = ()
+    size: int | None = None
+    used: int | None = None
 
 
 @attrs.frozen
@@ -123,9 +128,7 @@ class HostFacts:
             memory_total=facts["memory"]["total"],
             memory_available=facts["memory"]["available"],
             disks=tuple(_disk(disk) for disk in facts["disks"]),
-            mounts=tuple(
-                MountFacts(**_fields(MountFacts, mount, "devices")) for mount in facts["mounts"]
-            ),
+            mounts=tuple(_mount(mount) for mount in facts["mounts"]),
             swaps=tuple(facts["swaps"]),
             addresses=tuple(facts["addresses"]),
             tracking=TrackingFacts(dict(facts["tracking"])),
@@ -159,6 +162,11 @@ def _disk(disk: dict[str, Any]) -> DiskFacts:
     )
     plain = _fields(DiskFacts, disk, "slaves", "holders", "aliases")
     return DiskFacts(partitions=partitions, backing=disk.get("backing"), **plain)
+
+
+def _mount(mount: dict[str, Any]) -> MountFacts:
+    plain = _fields(MountFacts, mount, "devices")
+    return MountFacts(size=mount.get("size"), used=mount.get("used"), **plain)
 
 
 def _fields(kind: type[attrs.AttrsInstance], given: dict[str, Any], *lists: str) -> dict[str, Any]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
-from cvm_migrate import CutoverResult, Finding, Report, Severity, SyncResult
+import pytest
+
+from cvm_migrate import CheckReport, CutoverResult, Finding, Report, Severity, SyncResult
 from cvm_migrate.migration import DiskPair, DiskPass
 
 MiB = 1 << 20
@@ -72,6 +75,30 @@ def test_the_text_says_what_matters() -> None:
     for part in ("0.25 s (predicted 0.50 s)", "/boot/efi: FAT", "tracefs (ebpf: lockdown)"):
         assert part in text
     assert "3.00 MiB" in text
+
+
+@pytest.mark.parametrize(
+    ("used", "at_least", "says"),
+    [
+        (3 * MiB, False, "3.00 MiB"),
+        (3 * MiB, True, "at least 3.00 MiB"),
+        (None, False, "unknown"),
+        (None, True, "unknown"),
+    ],
+)
+def test_a_check_says_what_is_in_use_and_whether_that_is_all(
+    used: int | None,
+    at_least: bool,  # noqa: FBT001 - a parameter of the table
+    says: str,
+) -> None:
+    report = CheckReport(
+        (), "local:/dev/sdb", "image:/x.img", 8 * MiB, used_bytes=used, used_at_least=at_least
+    )
+    plain = json.loads(report.to_json())
+
+    assert re.search(rf"(?m)^in use +{says}$", report.to_text())
+    assert re.search(rf"in use</th><td[^>]*>{says}</td>", report.to_html())
+    assert (plain["used_bytes"], plain["used_at_least"]) == (used, at_least)
 
 
 def test_html_shows_nothing_unescaped() -> None:

@@ -50,12 +50,23 @@ def test_what_a_newer_agent_tells_beside_it_is_passed_over() -> None:
     assert HostFacts.from_wire(said) == host("plain")
 
 
-def test_an_older_agent_tells_no_aliases_and_no_devices() -> None:
+def test_an_older_agent_tells_no_aliases_no_devices_and_no_usage() -> None:
     said = wire("lvm")
     for disk in said["disks"]:
         disk.pop("aliases", None)
+    facts = HostFacts.from_wire(said)
 
-    assert HostFacts.from_wire(said).disks[3].aliases == ()
+    assert facts.disks[3].aliases == ()
+    assert (facts.mounts[0].size, facts.mounts[0].used) == (None, None)
+
+
+def test_what_a_file_system_says_of_itself_is_there() -> None:
+    said = wire("plain")
+    said["mounts"][3].update(size=300, used=200)
+
+    mount = HostFacts.from_wire(said).mounts[3]
+
+    assert (mount.size, mount.used) == (300, 200)
 
 
 def test_facts_cannot_be_changed() -> None:
