@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
+import venv
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from capabilities import require
 from cvm_migrate import ImageFile, LocalHost, Migration, Options, events
 from cvm_migrate.errors import CancelledError, InvalidRequestError, NotFoundError, StepOrderError
+from cvm_migrate.transport import AgentSession
 from rig import loopdev
 from rig.disks import check, mounted_pair
 from rig.writers import writing
@@ -244,6 +247,31 @@ def test_the_end_of_one_migration_is_not_told_of_another(other: str, tmp_path: P
 
     with Migration(*map(ImageFile, ends.values()), state=state) as migration:
         assert migration.run().proven
+
+
+def test_modules_that_an_agent_finds_by_its_environment_serve_its_pump_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of ``pip install --user`` or ``PYTHONPATH``: what one has, it agrees on for both."""
+    venv.create(tmp_path / "python", symlinks=True)
+    found = importlib.util.find_spec("xxhash")
+    assert found is not None
+    assert found.origin is not None
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "xxhash").symlink_to(Path(found.origin).parent)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
+    source, target = tmp_path / "source.img", tmp_path / "target.img"
+    _image(source, 1 * MiB)
+    python = str(tmp_path / "python" / "bin" / "python")
+    with Migration(
+        ImageFile(source, python=python), ImageFile(target, python=python)
+    ) as migration:
+        migration.prepare()
+        agent = migration.agents[0]
+        assert isinstance(agent, AgentSession)
+        assert agent.digests[0] == "xxh3-128"
+        assert migration.run().proven
+    assert target.read_bytes() == source.read_bytes()
 
 
 def test_a_source_file_that_is_missing_is_named(tmp_path: Path) -> None:

@@ -336,12 +336,15 @@ def own_lines():
 def _command():
     # type: () -> List[str]
     """Return what starts this program again."""
-    start = [sys.executable, "-E", "-s", "-B"]
     path = os.path.abspath(sys.argv[0])
     if path.endswith(".py"):
-        # `python -m cvm_migrate.agent`: the package is found as this process found it.
+        # `python -m cvm_migrate.agent`: the package is found as this process found it, by the environment too.
         return [sys.executable, "-B", "-m", "cvm_migrate.agent"]
-    return start + [path]
+    # Modules that serve this process, such as xxhash, must serve the pump that was told of them.
+    isolated = ["-E"] if sys.flags.ignore_environment else []
+    if sys.flags.no_user_site:
+        isolated.append("-s")
+    return [sys.executable] + isolated + ["-B", path]
 
 
 def main(arguments):
