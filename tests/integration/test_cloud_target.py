@@ -12,6 +12,7 @@ import attrs
 import pytest
 
 import rig.cloud
+from cvm_migrate import CvmTarget
 from cvm_migrate.cloud import (
     MY_PUBLIC_IP,
     AssumeRoleCredentials,
@@ -40,6 +41,7 @@ from cvm_migrate.model import Severity
 from cvm_migrate.testing import SimulatedInstance, TencentCloud
 from cvm_migrate.units import MiB
 from rig.cloud import PASSING, QUICK, cloud, instance
+from rig.hosts import host
 
 SOURCE = "203.0.113.5"
 WISH = TargetWish(data_port=443, source=SOURCE)
@@ -789,6 +791,21 @@ def test_an_instance_nobody_can_log_in_to_is_refused_before_its_system_is_stoppe
 
     assert [finding.severity for finding in findings] == [severity] * bool(severity)
     assert made.state == ("RUNNING" if severity is Severity.BLOCKER else "RESCUE_MODE")
+
+
+@pytest.mark.parametrize(("firmware", "warnings"), [("uefi", 1), ("bios", 0)])
+def test_how_the_source_boots_is_taken_from_what_its_agent_says(
+    simulated: TencentCloud, firmware: str, warnings: int
+) -> None:
+    target = CvmTarget(instance(simulated, add(simulated)))
+
+    said = target.check_source([MiB], host("plain", firmware=firmware))
+
+    assert [one.severity for one in said] == [Severity.WARNING] * warnings
+    assert all("boots by UEFI" in one.title for one in said)
+    # It is remembered: check() says it, too.
+    again = [one for one in target.check("target") if "UEFI" in one.title]
+    assert len(again) == warnings
 
 
 TEMPLATE_CALLS = (

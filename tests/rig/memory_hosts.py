@@ -77,6 +77,7 @@ class World:
         self.tracked = tracked
         self.source = [bytearray(self.random.randbytes(size)) for size in sizes]
         self.target = [bytearray(size) for size in sizes]
+        self.firmware = {"source": "bios", "target": "bios"}
         self.always_flips = False
         # By each file system on the source; None: as an agent that does not tell.
         self.used: int | None = None
@@ -180,7 +181,7 @@ class MemoryAgent:
             boot_id=self.role,
             euid=0,
             time=time.time(),
-            firmware="bios",
+            firmware=self.world.firmware[self.role],
             memory_total=1 << 30,
             memory_available=1 << 30,
             os_release=None,

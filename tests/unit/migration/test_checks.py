@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cvm_migrate import CheckReport, Migration, Options
+from cvm_migrate import CheckReport, Migration, Options, Severity
 from rig.memory_hosts import World
 
 KiB = 1 << 10
@@ -60,3 +60,27 @@ def test_what_each_disk_is_divided_into_is_told() -> None:
         "/dev/vda has no partitions": "ext4 at /mnt/0",
         "/dev/vdb has no partitions": "ext4 at /mnt/1",
     }
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("uefi", "bios"), ("bios", "uefi"), ("bios", "bios"), ("uefi", "uefi")],
+)
+def test_boot_modes_that_differ_are_a_warning_before_and_when_it_begins(
+    source: str, target: str
+) -> None:
+    world = _world(None)
+    world.firmware = {"source": source, "target": target}
+    title = f"the source starts by {source}, the target by {target}"
+
+    with Migration(world.endpoint("source"), world.endpoint("target")) as migration:
+        checked = migration.check()
+        prepared = migration.prepare()
+
+    for findings in (checked.findings, prepared.findings):
+        told = [one for one in findings if one.title.startswith("the source starts by")]
+        assert [(one.severity, one.title) for one in told] == (
+            [] if source == target else [(Severity.WARNING, title)]
+        )
+        assert all("boot mode" in one.remedy for one in told)
+    assert checked.possible
