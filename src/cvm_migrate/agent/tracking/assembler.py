@@ -114,12 +114,12 @@ class Assembler(object):
 
     def atomic_add(self, base, offset, source):
         # type: (int, int, int) -> None
-        """Do ``memory[base + offset] += source, 64 bits at once``."""
+        """Do ``memory[base + offset] += source``, 64 bits at once."""
         self._add(_STX | _ATOMIC | _SIZE[8], base, source, offset, _ATOMIC_ADD)
 
     def atomic_or(self, base, offset, source):
         # type: (int, int, int) -> None
-        """Do ``memory[base + offset] |= source, 64 bits at once (Linux 5.12)``."""
+        """Do ``memory[base + offset] |= source``, 64 bits at once (Linux 5.12)."""
         self._add(_STX | _ATOMIC | _SIZE[8], base, source, offset, _ATOMIC_OR)
 
     def exit(self):

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     Peeked = Tuple[int, bool, Optional[Text], int]
 
 
+# Every change of a disk passes one of the first two, when it is complete: of request-based devices, of bio-based ones.
+# The third is passed when it is submitted; docs/explanation/change-tracking.md says what that is needed for.
+RQ_COMPLETE = "block_rq_complete"
+BIO_COMPLETE = "block_bio_complete"
+BIO_QUEUE = "block_bio_queue"
+TRACEPOINTS = (RQ_COMPLETE, BIO_COMPLETE, BIO_QUEUE)
+
+
 class Refused(Exception):
     """A rung can't serve here; the reason is one for people."""
 

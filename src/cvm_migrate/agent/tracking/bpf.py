@@ -4,7 +4,6 @@ from __future__ import absolute_import
 
 import ctypes
 import errno
-import os
 import resource
 import struct
 import sys
@@ -121,12 +120,6 @@ def attach(program):
     # type: (int) -> int
     """Return a descriptor that keeps a program at its tracepoint for as long as it is open."""
     return _bpf(_RAW_TRACEPOINT_OPEN, _OPEN_ATTRIBUTES.pack(0, program))
-
-
-def close(fd):
-    # type: (int) -> None
-    """Close a descriptor."""
-    os.close(fd)
 
 
 def reason_of(error):

@@ -8,8 +8,9 @@ import struct
 import sys
 import time
 
+from cvm_migrate.agent import clock
 from cvm_migrate.agent.tracking import bpf, btf, marks, programs, system
-from cvm_migrate.agent.tracking.base import Refused, Tracker
+from cvm_migrate.agent.tracking.base import TRACEPOINTS, Refused, Tracker
 
 assert sys.platform != "win32", "eBPF is Linux's"  # noqa: S101 - tells type checkers
 
@@ -34,7 +35,7 @@ def probe():
     """Say why it can't serve here; None if it seems that it can."""
     try:
         _check_machine()
-        bpf.close(bpf.create_array(1))
+        os.close(bpf.create_array(1))
     except (EnvironmentError, Refused) as error:
         return bpf.reason_of(error)
     return None
@@ -141,7 +142,7 @@ class _DeviceMap(object):
 
     def _attach(self, target, layout, types):
         # type: (programs.Target, programs.Layout, btf.Types) -> None
-        for tracepoint in programs.TRACEPOINTS:
+        for tracepoint in TRACEPOINTS:
             number = types.find(btf.TYPEDEF, "btf_trace_" + tracepoint)
             for copy in range(_COPIES):
                 program = bpf.load(programs.build(layout, tracepoint, target, copy), number)
@@ -214,7 +215,7 @@ class _DeviceMap(object):
         # type: () -> None
         # The last first: a program is taken from its tracepoint before it is let go.
         while self._fds:
-            bpf.close(self._fds.pop())
+            os.close(self._fds.pop())
         while self._mapped:
             self._mapped.pop().close()
 
@@ -274,8 +275,8 @@ class EbpfTracker(Tracker):
         # type: (int) -> None
         """Wait a little for the writes that were under way: what they write is then read with this pass."""
         device = self.devices[index]
-        end = time.time() + _SETTLE_SECONDS
-        while time.time() < end and system.writes_in_flight(device.major, device.minor):
+        end = clock.monotonic() + _SETTLE_SECONDS
+        while clock.monotonic() < end and system.writes_in_flight(device.major, device.minor):
             time.sleep(0.002)
 
     def peek(self, index):

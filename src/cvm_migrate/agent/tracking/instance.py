@@ -13,7 +13,9 @@ import re
 import sys
 import time
 
+from cvm_migrate.agent import clock
 from cvm_migrate.agent.tracking import ring, system
+from cvm_migrate.agent.tracking.base import BIO_QUEUE, TRACEPOINTS
 
 assert sys.platform != "win32", "tracefs is Linux's"  # noqa: S101 - tells type checkers
 
@@ -22,11 +24,6 @@ if TYPE_CHECKING:
     from typing import Dict, Iterable, List, Optional, Sequence, Set
 
     from cvm_migrate.agent.tracking import Device
-
-RQ_COMPLETE = "block_rq_complete"
-BIO_COMPLETE = "block_bio_complete"
-BIO_QUEUE = "block_bio_queue"
-EVENTS = (RQ_COMPLETE, BIO_COMPLETE, BIO_QUEUE)
 
 _NAME = re.compile(r"cvm_migrate_(\d+)_(\d+)_\d+\Z")
 _LOCK_SECONDS = 30.0
@@ -43,7 +40,7 @@ class _Lock(object):
     def __init__(self, instances):
         # type: (str) -> None
         self._fd = os.open(instances, os.O_RDONLY)
-        end = time.time() + _LOCK_SECONDS
+        end = clock.monotonic() + _LOCK_SECONDS
         try:
             while not self._taken(end):
                 time.sleep(0.01)
@@ -58,7 +55,7 @@ class _Lock(object):
         except EnvironmentError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EINTR):
                 raise
-            if time.time() > end:
+            if clock.monotonic() > end:
                 raise OSError(errno.EBUSY, "another process makes or removes instances")
             return False
         return True
@@ -115,7 +112,7 @@ class Instance(object):
         with open(tracefs.path + "/events/header_page") as file:
             layout = ring.page_layout(file.read())
         self.formats = {}  # type: Dict[int, ring.EventFormat]
-        for event in EVENTS:
+        for event in TRACEPOINTS:
             with open("%s/events/block/%s/format" % (tracefs.path, event)) as file:
                 form = ring.EventFormat(file.read())
             self.formats[form.id] = form
@@ -139,7 +136,7 @@ class Instance(object):
             for cpu in cpus:
                 path = "%s/per_cpu/cpu%d/trace_pipe_raw" % (self._path, cpu)
                 self._fds[cpu] = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-            for event in EVENTS:
+            for event in TRACEPOINTS:
                 self._write("events/block/%s/enable" % event, "1")
         except BaseException:
             self.remove()
@@ -157,7 +154,7 @@ class Instance(object):
         # type: (Iterable[int]) -> None
         """Record only events of these devices; reads, and what is queued but no discard, are left out if possible."""
         ours = " || ".join("dev == %d" % number for number in sorted(numbers))
-        for event in EVENTS:
+        for event in TRACEPOINTS:
             narrow = 'rwbs ~ "D*"' if event == BIO_QUEUE else '!(rwbs ~ "R*")'
             name = "events/block/%s/filter" % event
             try:
@@ -194,11 +191,11 @@ class Instance(object):
     def remove(self):
         # type: () -> None
         """Take the instance away; everything of it that is open is closed first."""
-        for event in EVENTS:
+        for event in TRACEPOINTS:
             self._write("events/block/%s/enable" % event, "0")
         while self._fds:
             os.close(self._fds.popitem()[1])
-        end = time.time() + _REMOVE_SECONDS
+        end = clock.monotonic() + _REMOVE_SECONDS
         while True:
             try:
                 with _Lock(self._instances):
@@ -206,7 +203,7 @@ class Instance(object):
                 return
             except EnvironmentError as error:
                 # Somebody looks into it, such as a person with a shell.
-                if error.errno != errno.EBUSY or time.time() > end:
+                if error.errno != errno.EBUSY or clock.monotonic() > end:
                     raise
             time.sleep(0.05)
 

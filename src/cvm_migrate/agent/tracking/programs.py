@@ -9,15 +9,11 @@ from __future__ import absolute_import
 
 from cvm_migrate.agent.tracking import btf, marks
 from cvm_migrate.agent.tracking.assembler import FRAME, Assembler
+from cvm_migrate.agent.tracking.base import BIO_QUEUE, RQ_COMPLETE, TRACEPOINTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Dict, Tuple
-
-RQ_COMPLETE = "block_rq_complete"
-BIO_COMPLETE = "block_bio_complete"
-BIO_QUEUE = "block_bio_queue"
-TRACEPOINTS = (RQ_COMPLETE, BIO_COMPLETE, BIO_QUEUE)
 
 # The control page, in bytes: first page of the generation in use for writes and for discards, requests
 # that could not be marked, and a counter of events for each copy of the programs.

@@ -12,10 +12,10 @@ import time
 
 assert sys.platform != "win32", "tracefs is Linux's"  # noqa: S101 - tells type checkers
 
-from cvm_migrate.agent import children  # noqa: E402
+from cvm_migrate.agent import children, clock  # noqa: E402
 from cvm_migrate.agent.tracking import marks, system  # noqa: E402
-from cvm_migrate.agent.tracking.base import Refused, Tracker  # noqa: E402
-from cvm_migrate.agent.tracking.instance import EVENTS, remove_left_overs  # noqa: E402
+from cvm_migrate.agent.tracking.base import TRACEPOINTS, Refused, Tracker  # noqa: E402
+from cvm_migrate.agent.tracking.instance import remove_left_overs  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def probe():
     try:
         _check()
         with system.Tracefs() as tracefs:
-            for event in EVENTS:
+            for event in TRACEPOINTS:
                 path = "%s/events/block/%s/format" % (tracefs.path, event)
                 if not os.path.exists(path):
                     return "this kernel has no event %s" % event
@@ -139,10 +139,10 @@ class TracefsTracker(Tracker):
     def _exactly(self, length):
         # type: (int) -> bytes
         fd = self._answers.fileno()
-        end = time.time() + _ANSWER_SECONDS
+        end = clock.monotonic() + _ANSWER_SECONDS
         parts = []  # type: List[bytes]
         while length:
-            left = end - time.time()
+            left = end - clock.monotonic()
             if left <= 0:
                 raise OSError(errno.ETIMEDOUT, "the tracer does not answer")
             if not children.can_read(fd, left):
@@ -235,9 +235,9 @@ class TracefsTracker(Tracker):
         self._answers.close()
         if kill and process.poll() is None:
             process.kill()
-        end = time.time() + _END_SECONDS
+        end = clock.monotonic() + _END_SECONDS
         while process.poll() is None:
-            if time.time() > end:
+            if clock.monotonic() > end:
                 process.kill()
                 process.wait()
             time.sleep(0.005)
