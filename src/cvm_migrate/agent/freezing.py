@@ -236,19 +236,18 @@ class _Freeze(object):
 
 
 class _Freezing(object):
-    """The verbs, with the one freeze that there can be."""
+    """The one freeze that there can be."""
 
-    def __init__(self):
-        # type: () -> None
+    def __init__(self, context):
+        # type: (Context) -> None
+        self._context = context
         self._lock = threading.Lock()
         self._current = None  # type: Optional[_Freeze]
         self._busy = False
 
-    def freeze(self, context, args, blob, reply):
-        # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
-        del blob
-        wanted = texts(args, "mounts")
-        limit = number(args, "limit", 0.1, MAX_LIMIT)
+    def freeze(self, wanted, limit, reply):
+        # type: (List[str], float, Reply) -> Header
+        """Freeze what is mounted at the places *wanted*; return the RESULT."""
         order, same = _distinct(wanted)
         with self._lock:
             if self._busy:
@@ -257,13 +256,13 @@ class _Freezing(object):
                 )
             self._busy = True
         try:
-            current = _Freeze(context.command, order, limit)
+            current = _Freeze(self._context.command, order, limit)
         except Exception:
             with self._lock:
                 self._busy = False
             raise
         kept = False
-        context.at_end(current.give_up, first=True)
+        self._context.at_end(current.give_up, first=True)
         with self._lock:
             self._current = current
         try:
@@ -272,7 +271,7 @@ class _Freezing(object):
             kept = bool(frozen)
         finally:
             if not kept:
-                self._end(context, current)
+                self._end(current)
         return {
             "frozen": [mount for mount in wanted if same[mount] in frozen],
             "refused": [
@@ -283,35 +282,35 @@ class _Freezing(object):
             ],
             "seconds": seconds,
             "unlocked": current.unlocked,
-        }, b""
+        }
 
-    def thaw(self, context, args, blob, reply):
-        # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
-        del args, blob, reply
+    def thaw(self):
+        # type: () -> Header
+        """End the freeze; return the RESULT."""
         with self._lock:
             current, self._current = self._current, None
         if current is None:
-            return {"held": 0.0, "lost": False}, b""
-        held, lost = self._end(context, current)
-        return {"held": held, "lost": lost}, b""
+            return {"held": 0.0, "lost": False}
+        held, lost = self._end(current)
+        return {"held": held, "lost": lost}
 
-    def _end(self, context, current):
-        # type: (Context, _Freeze) -> Tuple[float, bool]
+    def _end(self, current):
+        # type: (_Freeze) -> Tuple[float, bool]
         try:
             return current.thaw()
         finally:
-            context.not_at_end(current.give_up)
+            self._context.not_at_end(current.give_up)
             with self._lock:
                 self._current = None
                 self._busy = False
 
-    def frozen(self, context, args, blob, reply):
-        # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
-        del context, args, blob, reply
+    def frozen(self):
+        # type: () -> Header
+        """Return for how long it will last."""
         with self._lock:
             current = self._current
         remaining = 0.0 if current is None else current.remaining()
-        return {"frozen": remaining > 0, "remaining": remaining}, b""
+        return {"frozen": remaining > 0, "remaining": remaining}
 
 
 def _distinct(wanted):
@@ -342,9 +341,28 @@ def _distinct(wanted):
     return order, same
 
 
-_freezing = _Freezing()
+def _freeze(context, args, blob, reply):
+    # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
+    del blob
+    wanted = texts(args, "mounts")
+    limit = number(args, "limit", 0.1, MAX_LIMIT)
+    return context.kept(_Freezing).freeze(wanted, limit, reply), b""
+
+
+def _thaw(context, args, blob, reply):
+    # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
+    del args, blob, reply
+    return context.kept(_Freezing).thaw(), b""
+
+
+def _frozen(context, args, blob, reply):
+    # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
+    del args, blob, reply
+    return context.kept(_Freezing).frozen(), b""
+
+
 VERBS = {
-    "freeze": _freezing.freeze,
-    "thaw": _freezing.thaw,
-    "frozen": _freezing.frozen,
+    "freeze": _freeze,
+    "thaw": _thaw,
+    "frozen": _frozen,
 }  # type: Dict[str, Verb]

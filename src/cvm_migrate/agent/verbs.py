@@ -14,13 +14,14 @@ import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Text, Tuple, Type
+    from typing import Any, Callable, Dict, List, Optional, Text, Tuple, Type, TypeVar
 
     if sys.platform != "win32":
         from cvm_migrate.agent.blockio import OpenHandle
     else:
         OpenHandle = Any
 
+    Kept = TypeVar("Kept")
     Header = Dict[str, Any]
     Verb = Callable[["Context", Header, bytes, "Reply"], Tuple[Header, bytes]]
 
@@ -149,6 +150,15 @@ class Context(object):
         self._last_handle = 0
         self._cleanups = []  # type: List[Callable[[], object]]
         self._first_cleanups = []  # type: List[Callable[[], object]]
+        self._kept = {}  # type: Dict[Any, Any]
+
+    def kept(self, make):
+        # type: (Callable[[Context], Kept]) -> Kept
+        """Return what a module keeps from one request to the next, which *make* makes when it is asked for first."""
+        with self.lock:
+            if make not in self._kept:
+                self._kept[make] = make(self)
+            return self._kept[make]  # type: ignore[no-any-return]
 
     def add_handle(self, handle):
         # type: (OpenHandle) -> int

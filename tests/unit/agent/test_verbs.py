@@ -126,6 +126,19 @@ def test_cleanups_run_in_reverse_and_those_that_are_first_before_all_others() ->
     assert done == ["thaw", "tracker", "pump"]
 
 
+def test_what_a_module_keeps_is_made_once_for_each_agent() -> None:
+    one, other = Context(["one"]), Context(["other"])
+    made: list[list[str]] = []
+
+    def make(context: Context) -> list[str]:
+        made.append(context.command)
+        return context.command
+
+    assert one.kept(make) is one.kept(make)
+    assert other.kept(make) == ["other"]
+    assert made == [["one"], ["other"]]
+
+
 @pytest.mark.parametrize("name", [b"/plain", "/\u00e9\u4e2d".encode(), b"/\xff\x80x", b""])
 def test_any_name_of_a_file_survives_the_way_through_text(name: bytes) -> None:
     assert names.to_bytes(names.to_text(name)) == name

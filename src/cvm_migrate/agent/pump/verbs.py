@@ -5,7 +5,7 @@ from __future__ import absolute_import
 import os
 import sys
 import threading
-import weakref
+import time
 
 from cvm_migrate.agent import children, wire
 from cvm_migrate.agent.clock import monotonic
@@ -17,10 +17,10 @@ assert sys.platform != "win32", "pumps run on Linux"  # noqa: S101 - tells type 
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, MutableMapping, Optional, Tuple
+    from typing import Any, Dict, List, Optional, Tuple
 
     from cvm_migrate.agent.blockio import OpenHandle
-    from cvm_migrate.agent.verbs import Context, Header, Reply
+    from cvm_migrate.agent.verbs import Context, Header, Reply, Verb
 
 MOST_PUMPS = 32
 # How often a waiting request looks whether it was called off.
@@ -156,18 +156,13 @@ class Pump(object):
         # type: (float) -> Optional[int]
         """Return the exit code, None if it has not ended within *seconds*."""
         end = monotonic() + seconds
-        waker = Waker()
-        try:
-            while True:
-                with self._lock:
-                    code = self._process.poll()
-                left = end - monotonic()
-                if code is not None or left <= 0:
-                    return code
-                waker.sleeping = True
-                waker.wait(min(0.02, left))
-        finally:
-            waker.close()
+        while True:
+            with self._lock:
+                code = self._process.poll()
+            left = end - monotonic()
+            if code is not None or left <= 0:
+                return code
+            time.sleep(min(0.02, left))
 
     def end(self):
         # type: () -> None
@@ -202,24 +197,12 @@ def _error(header):
 class _Pumps(object):
     """The pumps of one agent."""
 
-    def __init__(self):
-        # type: () -> None
+    def __init__(self, context):
+        # type: (Context) -> None
+        del context
         self.lock = threading.Lock()
         self.pumps = {}  # type: Dict[int, Pump]
         self.last = 0
-
-
-_all = weakref.WeakKeyDictionary()  # type: MutableMapping[Context, _Pumps]
-_all_lock = threading.Lock()
-
-
-def _pumps(context):
-    # type: (Context) -> _Pumps
-    with _all_lock:
-        found = _all.get(context)
-        if found is None:
-            found = _all[context] = _Pumps()
-        return found
 
 
 def _begin(verb, context, args, reply, writing):
@@ -228,7 +211,7 @@ def _begin(verb, context, args, reply, writing):
     disks = _disks(context, args, writing)
     if not isinstance(args.get("tls"), dict):
         raise AgentError("bad-request", "tls must be an object")
-    table = _pumps(context)
+    table = context.kept(_Pumps)
     with table.lock:
         if len(table.pumps) >= MOST_PUMPS:
             raise AgentError("bad-request", "%d pumps run already" % MOST_PUMPS)
@@ -265,7 +248,7 @@ def _disks(context, args, writing):
 
 def _end(context, number):
     # type: (Context, int) -> None
-    table = _pumps(context)
+    table = context.kept(_Pumps)
     with table.lock:
         pump = table.pumps.pop(number, None)
     if pump is not None:
@@ -276,7 +259,7 @@ def _end(context, number):
 def _find(context, args):
     # type: (Context, Header) -> Pump
     number = integer(args, "pump", 0)
-    table = _pumps(context)
+    table = context.kept(_Pumps)
     with table.lock:
         pump = table.pumps.get(number)
     if pump is None:
@@ -296,29 +279,15 @@ def _connect(context, args, blob, reply):
     return _begin("connect", context, args, reply, writing=False)
 
 
-def _stream(context, args, blob, reply):
-    # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
-    return _find(context, args).call("stream", args, blob, reply)
+def _handed_on(verb):
+    # type: (str) -> Verb
+    """Return a verb that the pump named in its arguments answers."""
 
+    def call(context, args, blob, reply):
+        # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
+        return _find(context, args).call(verb, args, blob, reply)
 
-def _measure(context, args, blob, reply):
-    # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
-    return _find(context, args).call("measure", args, blob, reply)
-
-
-def _pace(context, args, blob, reply):
-    # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
-    return _find(context, args).call("pace", args, blob, reply)
-
-
-def _read_back(context, args, blob, reply):
-    # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
-    return _find(context, args).call("read_back", args, blob, reply)
-
-
-def _received(context, args, blob, reply):
-    # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
-    return _find(context, args).call("received", args, blob, reply)
+    return call
 
 
 def _disconnect(context, args, blob, reply):
@@ -332,10 +301,10 @@ def _disconnect(context, args, blob, reply):
 VERBS = {
     "receive": _receive,
     "connect": _connect,
-    "stream": _stream,
-    "measure": _measure,
-    "pace": _pace,
-    "read_back": _read_back,
-    "received": _received,
+    "stream": _handed_on("stream"),
+    "measure": _handed_on("measure"),
+    "pace": _handed_on("pace"),
+    "read_back": _handed_on("read_back"),
+    "received": _handed_on("received"),
     "disconnect": _disconnect,
-}
+}  # type: Dict[str, Verb]

@@ -2,14 +2,13 @@
 
 from __future__ import absolute_import
 
-import struct
 import sys
 import threading
 
 assert sys.platform != "win32", "trackers are Linux's"  # noqa: S101 - tells type checkers
 
 from cvm_migrate.agent import tracking  # noqa: E402
-from cvm_migrate.agent.verbs import AgentError, integer  # noqa: E402
+from cvm_migrate.agent.verbs import AgentError, integer, optional_integer, pack_ranges, texts  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,16 +18,16 @@ if TYPE_CHECKING:
     from cvm_migrate.agent.tracking.base import Tracker
     from cvm_migrate.agent.verbs import Context, Header, Reply
 
-_RANGE = struct.Struct(">QQ")
 # 512 KiB of a PART's blob.
 _RANGES_A_PART = 32768
 
 
 class _Session(object):
-    """What one agent tracks, and which handle is which of its devices."""
+    """What one agent tracks until it ends, and which handle is which of its devices."""
 
-    def __init__(self):
-        # type: () -> None
+    def __init__(self, context):
+        # type: (Context) -> None
+        context.at_end(self.stop)
         self.lock = threading.RLock()
         self.tracker = None  # type: Optional[Tracker]
         self.indexes = {}  # type: Dict[int, int]
@@ -49,21 +48,6 @@ class _Session(object):
         return self.tracker, self.indexes[handle]
 
 
-_making = threading.Lock()
-
-
-def _session(context):
-    # type: (Context) -> _Session
-    """Return the session of an agent, made at its first use and ended with the agent."""
-    with _making:
-        session = getattr(context, "tracking", None)  # type: Optional[_Session]
-        if session is None:
-            session = _Session()
-            setattr(context, "tracking", session)  # noqa: B010 - an attribute of ours on another's object
-            context.at_end(session.stop)
-        return session
-
-
 def _device(handle, number):
     # type: (OpenHandle, int) -> tracking.Device
     kind, _, numbers = handle.identity.partition(":")
@@ -73,24 +57,22 @@ def _device(handle, number):
     return tracking.Device(handle.path, handle.size, int(major), int(minor))
 
 
-def _list(args, name):
-    # type: (Header, str) -> List[Any]
-    if not isinstance(args.get(name), list):
-        raise AgentError("bad-request", "%s must be a list" % name)
-    value = args[name]  # type: List[Any]
+def _handles(args):
+    # type: (Header) -> List[Any]
+    if not isinstance(args.get("handles"), list):
+        raise AgentError("bad-request", "handles must be a list")
+    value = args["handles"]  # type: List[Any]
     return value
 
 
 def _track_start(context, args, blob, reply):
     # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
     del blob, reply
-    handles = _list(args, "handles")
-    rungs = _list(args, "rungs")
-    block = args.get("block")
-    if block is not None and (isinstance(block, bool) or not isinstance(block, int)):
-        raise AgentError("bad-request", "block must be a number of bytes, or null")
+    handles = _handles(args)
+    rungs = texts(args, "rungs")
+    block = optional_integer(args, "block", 1)
     devices = [_device(context.handle({"handle": number}), number) for number in handles]
-    session = _session(context)
+    session = context.kept(_Session)
     with session.lock:
         if session.tracker is not None:
             raise AgentError(
@@ -112,7 +94,7 @@ def _track_start(context, args, blob, reply):
 def _track_collect(context, args, blob, reply):
     # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
     del blob
-    session = _session(context)
+    session = context.kept(_Session)
     with session.lock:
         tracker, index = session.find(args)
         written, discarded, certain, reason, events = tracker.collect(index)
@@ -128,22 +110,22 @@ def _track_collect(context, args, blob, reply):
 
 def _send(reply, what, ranges):
     # type: (Reply, Text, Iterable[Tuple[int, int]]) -> None
-    packed = []  # type: List[bytes]
-    for offset, length in ranges:
-        packed.append(_RANGE.pack(offset, length))
-        if len(packed) == _RANGES_A_PART:
+    part = []  # type: List[Tuple[int, int]]
+    for each in ranges:
+        part.append(each)
+        if len(part) == _RANGES_A_PART:
             reply.check()
-            reply.part({"what": what}, b"".join(packed))
-            packed = []
-    if packed:
+            reply.part({"what": what}, pack_ranges(part))
+            part = []
+    if part:
         reply.check()
-        reply.part({"what": what}, b"".join(packed))
+        reply.part({"what": what}, pack_ranges(part))
 
 
 def _track_peek(context, args, blob, reply):
     # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
     del blob, reply
-    session = _session(context)
+    session = context.kept(_Session)
     with session.lock:
         tracker, index = session.find(args)
         dirty, certain, reason, events = tracker.peek(index)
@@ -153,7 +135,7 @@ def _track_peek(context, args, blob, reply):
 def _track_stop(context, args, blob, reply):
     # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
     del args, blob, reply
-    _session(context).stop()
+    context.kept(_Session).stop()
     return {}, b""
 
 
