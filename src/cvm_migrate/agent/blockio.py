@@ -80,7 +80,7 @@ _pwritev = getattr(os, "pwritev", None)  # type: Any
 
 
 class Buffer(object):
-    """Memory that begins on a page, as ``O_DIRECT`` needs it.
+    """Memory that begins on a page, as ``O_DIRECT`` needs it, filled with zeroes.
 
     It is a *shared* anonymous mapping. While the system writes into private memory, a fork in another thread can
     make it write into the child's copy of the page: the data would be lost, silently.
@@ -121,17 +121,11 @@ class Buffer(object):
         ctypes.memset(self.address + at, 0, self.size - at if length is None else length)
 
 
-def aligned_buffer(size):
-    # type: (int) -> Buffer
-    """Return a buffer of zeroes, aligned for ``O_DIRECT``."""
-    return Buffer(size)
-
-
 class BufferPool(object):
     """Buffers that are used again: a mapping of some MiB costs as much as reading it.
 
     Args:
-        size: Bytes of each.
+        size: Bytes of each; larger ones are made and forgotten.
         most: How many are kept.
     """
 
@@ -142,9 +136,11 @@ class BufferPool(object):
         self._free = []  # type: List[Buffer]
         self._lock = threading.Lock()
 
-    def take(self):
-        # type: () -> Buffer
-        """Return a buffer with any content."""
+    def take(self, size):
+        # type: (int) -> Buffer
+        """Return a buffer of at least *size* bytes, with any content."""
+        if size > self._size:
+            return Buffer(size)
         with self._lock:
             if self._free:
                 return self._free.pop()
@@ -154,8 +150,11 @@ class BufferPool(object):
         # type: (Buffer) -> None
         """Take a buffer back."""
         with self._lock:
-            if len(self._free) < self._most:
+            if buffer.size == self._size and len(self._free) < self._most:
                 self._free.append(buffer)
+
+
+_pool = BufferPool(4 << 20, 4)
 
 
 def _read_once(fd, buffer, at, length, offset):
@@ -324,11 +323,10 @@ class OpenHandle(object):
         unit = max(ALIGNMENT, self._unit)
         low = offset // unit * unit
         high = min(-(-(offset + length) // unit) * unit, self.size)
-        buffer = _pool.take() if high - low <= _pool_size else Buffer(high - low)
+        buffer = _pool.take(high - low)
         self.pread_into(buffer, low, high - low)
         data = buffer.get(offset - low, length)
-        if buffer.size == _pool_size:
-            _pool.give(buffer)
+        _pool.give(buffer)
         return data
 
     def write(self, offset, data):
@@ -336,11 +334,10 @@ class OpenHandle(object):
         """Write *data* at *offset*; on a block device, whole logical blocks."""
         length = len(data)
         self.check(offset, length, whole=True, writing=True)
-        buffer = _pool.take() if length <= _pool_size else Buffer(length)
+        buffer = _pool.take(length)
         buffer.put(data)
         self.pwrite_from(buffer, offset, length)
-        if buffer.size == _pool_size:
-            _pool.give(buffer)
+        _pool.give(buffer)
 
     def _transfer(self, what, buffer, offset, length, at):
         # type: (str, Buffer, int, int, int) -> None
@@ -478,10 +475,6 @@ class OpenHandle(object):
         return clock.monotonic() - begin
 
 
-_pool_size = 4 << 20
-_pool = BufferPool(_pool_size, 4)
-
-
 def _ask_number(fd, request, default):
     # type: (int, int, int) -> int
     """Return what an ioctl says, *default* where this kernel does not know it."""
@@ -540,7 +533,9 @@ def open_disk(path, mode="read", create_size=None, exclusive=True):
                 device=path,
                 remedy="Unmount it and everything on it (see lsblk), then repeat the step",
             )
-        raise from_os_error("open", error, path, doing="opening")
+        refused = from_os_error("open", error, path, doing="opening")
+        refused.remedy = _remedy(error.errno, name, made=create_size is not None)
+        raise refused
     try:
         return _opened(path, mode, fd, direct, status, create_size)
     except EnvironmentError as error:
@@ -549,6 +544,24 @@ def open_disk(path, mode="read", create_size=None, exclusive=True):
     except AgentError:
         os.close(fd)
         raise
+
+
+def _remedy(number, name, made):
+    # type: (Optional[int], bytes, bool) -> Optional[Text]
+    """Return what to do about a name that cannot be opened; None: whoever called knows better."""
+    if number == errno.EROFS:
+        return "Its file system is mounted read-only: mount it writable, or choose another place"
+    if number in (errno.EACCES, errno.EPERM):
+        if os.geteuid() == 0:
+            return (
+                "Root is refused as well: look for a container that does not have this device, a security module,"
+                " or a file that may not be changed (lsattr)"
+            )
+        if not name.startswith(b"/dev/"):
+            return "Give user id %d the right to it, or have the agent run as root" % os.geteuid()
+    if number == errno.ENOENT and made:
+        return "Make the folder that it is to lie in, or mount its file system"
+    return None
 
 
 def _opened(path, mode, fd, direct, before, create_size):
@@ -581,7 +594,12 @@ def _status(path, name, mode, create_size):
         return None
     if not (stat.S_ISBLK(status.st_mode) or stat.S_ISREG(status.st_mode)):
         raise AgentError(
-            "bad-request", "%s is neither a block device nor a regular file" % path, device=path
+            "bad-request",
+            "%s is neither a block device nor a regular file" % path,
+            device=path,
+            remedy="Name a file in it"
+            if stat.S_ISDIR(status.st_mode)
+            else "Name a disk, such as /dev/sdb, or an image file",
         )
     return status
 

@@ -80,7 +80,7 @@ class _Readers(object):
     def _work(self):
         # type: () -> None
         try:
-            buffer = blockio.aligned_buffer(max(_READ, self._chunk))
+            buffer = blockio.Buffer(max(_READ, self._chunk))
             while True:
                 taken = self._take()
                 if taken is None:

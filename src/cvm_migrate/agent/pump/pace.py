@@ -51,22 +51,15 @@ class Bucket(object):
     def take(self, count):
         # type: (int) -> float
         """Take *count* bytes and return 0, or take none and return for how long to wait before asking again."""
-        if self._rate is None:
-            return 0.0
         with self._lock:
-            self._refill()
-            rate = self._now()
+            rate = self._rate
             if rate is None:
                 return 0.0
+            self._refill()
             if self._tokens >= 0:
                 self._tokens -= count
                 return 0.0
             return min(_LONGEST_WAIT, -self._tokens / rate + 0.0001)
-
-    def _now(self):
-        # type: () -> Optional[float]
-        """Return the rate as it is now, which is not what it was before the lock was taken."""
-        return self._rate
 
     def _refill(self):
         # type: () -> None

@@ -115,8 +115,7 @@ class _Pump(object):
         del context, blob
         made = self._sending()
         seconds = number(args, "seconds", 0.1, 10.0)
-        bandwidth = optional_integer(args, "bandwidth", 1)
-        made.sending.rate = None if bandwidth is None else float(bandwidth)
+        made.sending.rate = _rate(args, "bandwidth")
         return made.measure(seconds, reply), b""
 
     def pace(self, context, args, blob, reply):
@@ -128,10 +127,8 @@ class _Pump(object):
 
     def _set_pace(self, made, args):
         # type: (sender.Sender, Header) -> None
-        bandwidth = optional_integer(args, "bandwidth", 1)
-        read_limit = optional_integer(args, "read_limit", 1)
-        made.sending.rate = None if bandwidth is None else float(bandwidth)
-        made.reading.rate = None if read_limit is None else float(read_limit)
+        made.sending.rate = _rate(args, "bandwidth")
+        made.reading.rate = _rate(args, "read_limit")
 
     def read_back(self, context, args, blob, reply):
         # type: (Context, Header, bytes, Reply) -> Tuple[Header, bytes]
@@ -159,6 +156,13 @@ class _Pump(object):
         if self._receiver is None:
             raise AgentError("bad-request", "this pump does not receive")
         return self._receiver
+
+
+def _rate(args, name):
+    # type: (Header, str) -> Optional[float]
+    """Return a limit in bytes per second; None where there is none."""
+    rate = optional_integer(args, name, 1)
+    return None if rate is None else float(rate)
 
 
 def _open_disks(args, mode):

@@ -30,7 +30,7 @@ class Slot(object):
     def __init__(self, size):
         # type: (int) -> None
         self.size = size
-        self.buffer = blockio.aligned_buffer(DATA + size)
+        self.buffer = blockio.Buffer(DATA + size)
         if sys.version_info[0] >= 3:
             self.view = self.buffer.view()  # type: Any
         else:
