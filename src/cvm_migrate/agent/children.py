@@ -1,4 +1,4 @@
-"""Other processes of the agent: how they are started, and the one message that each gets at its start."""
+"""Other processes of the agent: how they are started and reaped, and messages to and from them."""
 
 from __future__ import absolute_import
 

@@ -170,7 +170,7 @@ class Decoder(object):
         # Told as early as it can be known, so that no peer waits for the rest of a frame that never comes.
         if start[:4] != MAGIC[: len(start)]:
             return None, "not a frame of this protocol: it begins with %r" % (start[:4],)
-        if len(start) >= 5 and start[4:5] != b"\x01":
+        if len(start) >= 5 and ord(start[4:5]) != PROTOCOL_VERSION:
             return None, "a frame of version %d, but this is version %d" % (
                 ord(start[4:5]),
                 PROTOCOL_VERSION,

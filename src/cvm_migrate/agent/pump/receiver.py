@@ -313,15 +313,10 @@ class Connection(object):
 
     def _refuse(self, error):
         # type: (Exception) -> None
-        code = error.code if isinstance(error, AgentError) else "internal"
-        message = (
-            error.message if isinstance(error, AgentError) else "the sender sent %s" % (error,)
-        )
+        if not isinstance(error, AgentError):
+            error = AgentError("internal", "the sender sent %s" % (error,))
         try:
-            self._channel.post(
-                frames.encode_json(frames.REFUSED, {"code": code, "message": message})
-            )
-            _drain(self._channel, self._waker, monotonic() + _LINGER)
+            _say_refused(self._channel, self._waker, error, monotonic() + _LINGER)
         except (Cut, EnvironmentError):
             pass  # it has gone, and cannot be told
 
@@ -504,15 +499,11 @@ def _dismiss(sock, error):
         return
     try:
         if isinstance(error, (AgentError, frames.FrameError)) and isinstance(sock, ssl.SSLSocket):
-            code = error.code if isinstance(error, AgentError) else "peer"
-            message = error.message if isinstance(error, AgentError) else "%s" % (error,)
+            if not isinstance(error, AgentError):
+                error = AgentError("peer", "%s" % (error,))
             waker = Waker()
             try:
-                channel = Channel(sock, waker)
-                channel.post(
-                    frames.encode_json(frames.REFUSED, {"code": code, "message": message})
-                )
-                _drain(channel, waker, end)
+                _say_refused(Channel(sock, waker), waker, error, end)
             finally:
                 waker.close()
         elif isinstance(error, ssl.SSLError):
@@ -522,9 +513,12 @@ def _dismiss(sock, error):
         pass  # it has gone, and cannot be told
 
 
-def _drain(channel, waker, end):
-    # type: (Channel, Waker, float) -> None
-    """Send what was posted, then read and forget until the peer closes."""
+def _say_refused(channel, waker, error, end):
+    # type: (Channel, Waker, AgentError, float) -> None
+    """Send a REFUSED after what was posted, then read and forget until the peer closes."""
+    channel.post(
+        frames.encode_json(frames.REFUSED, {"code": error.code, "message": error.message})
+    )
     scratch = memoryview(bytearray(64 << 10))
     half = False
     while monotonic() < end:
