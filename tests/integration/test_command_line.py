@@ -121,6 +121,28 @@ def test_giving_up_needs_the_state_directory_only(image: Path, tmp_path: Path) -
     assert stat.S_IMODE((state / "command.json").stat().st_mode) == 0o600
 
 
+def test_a_state_directory_that_cannot_be_looked_into_asks_for_its_user(tmp_path: Path) -> None:
+    require("root")
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    # So that this process, having given up root's rights, can still be started.
+    program = (
+        "import os, sys; from cvm_migrate.cli import main; os.setgroups([]); os.setgid(65534); os.setuid(65534);"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "abort", "--state", str(state)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+    assert done.returncode == 3, done.stderr
+    assert "as root" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("kept", [None, "", "[]", '{"source": 1}'])
 def test_a_state_directory_that_does_not_know_its_words_asks_for_them(
     image: Path, tmp_path: Path, kept: str | None

@@ -11,7 +11,13 @@ import pytest
 
 from capabilities import require
 from cvm_migrate import ImageFile, LocalHost, Migration, Options, events
-from cvm_migrate.errors import CancelledError, InvalidRequestError, NotFoundError, StepOrderError
+from cvm_migrate.errors import (
+    CancelledError,
+    CvmMigrateError,
+    InvalidRequestError,
+    NotFoundError,
+    StepOrderError,
+)
 from cvm_migrate.transport import AgentSession
 from rig import loopdev
 from rig.disks import check, mounted_pair
@@ -283,3 +289,18 @@ def test_a_source_file_that_is_missing_is_named(tmp_path: Path) -> None:
         migration.run()
 
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "remedy"),
+    [("source.img", "no folder/copy.img", "Make the folder"), (".", "copy.img", "a file in it")],
+)
+def test_a_name_that_is_no_file_says_what_to_do(
+    source: str, target: str, remedy: str, tmp_path: Path
+) -> None:
+    _image(tmp_path / "source.img", 1 * MiB)
+    with Migration(ImageFile(tmp_path / source), ImageFile(tmp_path / target)) as migration:
+        with pytest.raises(CvmMigrateError) as refused:
+            migration.prepare()
+        assert refused.value.remedy is not None
+        assert remedy in refused.value.remedy

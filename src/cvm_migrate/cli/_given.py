@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,8 +55,19 @@ def complete(state: Path, parsed: argparse.Namespace) -> None:
 
     Raises:
         InvalidRequestError: There is no such directory, or it does not know them.
+        PermissionDeniedError: It cannot be looked into.
     """
-    if not (state / "state.sqlite3").is_file():
+    try:
+        known = stat.S_ISREG((state / "state.sqlite3").stat().st_mode)
+    except PermissionError as error:
+        raise PermissionDeniedError(
+            f"the state directory {state} cannot be read: {error.strerror}",
+            remedy="Call it as the user who ran the migration, or as root",
+            device=str(state),
+        ) from error
+    except OSError:
+        known = False
+    if not known:
         raise InvalidRequestError(
             f"{state} is no state directory of a migration",
             remedy="Give the same --state as when it was run",
