@@ -76,6 +76,21 @@ def held(made: SimulatedInstance, contents: list[bytes]) -> list[bool]:
     return found
 
 
+def occupied(simulated: TencentCloud) -> tuple[SimulatedInstance, bytes]:
+    """An instance with a system of its own on its disk, and that disk's content."""
+    made = simulated.add_instance(system_disk=8 * MiB)
+    before = os.urandom(8 * MiB)
+    made.disks[0].path.write_bytes(before)
+    return made, before
+
+
+def assert_is_as_before(simulated: TencentCloud, made: SimulatedInstance, before: bytes) -> None:
+    """It runs its own system again, and no port is open for a migration."""
+    assert made.state == "RUNNING"
+    assert held(made, [before]) == [True]
+    assert rules(simulated, made) == []
+
+
 def rules(simulated: TencentCloud, made: SimulatedInstance) -> list[str]:
     cvm = instance(simulated, made)
     listed = cvm.security_groups.rules(cvm.describe().security_groups)
@@ -230,9 +245,7 @@ def test_a_port_that_the_source_cannot_reach_is_named_before_the_rescue_mode(
 def test_a_migration_that_is_given_up_leaves_the_instance_as_it_was(
     simulated: TencentCloud, tmp_path: Path
 ) -> None:
-    made = simulated.add_instance(system_disk=8 * MiB)
-    before = os.urandom(8 * MiB)
-    made.disks[0].path.write_bytes(before)
+    made, before = occupied(simulated)
     source, contents = image(tmp_path, 8 * MiB)
 
     with Migration(source, target(simulated, made), state=tmp_path / "state") as migration:
@@ -243,9 +256,7 @@ def test_a_migration_that_is_given_up_leaves_the_instance_as_it_was(
         made.set_rescue_names("vdc")
         migration.abort()
 
-    assert made.state == "RUNNING"
-    assert held(made, [before]) == [True]
-    assert rules(simulated, made) == []
+    assert_is_as_before(simulated, made, before)
 
 
 @pytest.mark.parametrize("failures", [1, 2])
@@ -253,9 +264,7 @@ def test_disks_that_were_put_back_are_looked_at_before_anything_is_started(
     simulated: TencentCloud, tmp_path: Path, failures: int
 ) -> None:
     """The API takes the roll-back, which then fails, and says nothing."""
-    made = simulated.add_instance(system_disk=8 * MiB)
-    before = os.urandom(8 * MiB)
-    made.disks[0].path.write_bytes(before)
+    made, before = occupied(simulated)
     source, contents = image(tmp_path, 8 * MiB)
     with Migration(source, target(simulated, made), state=tmp_path / "state") as migration:
         migration.prepare()
@@ -276,8 +285,7 @@ def test_disks_that_were_put_back_are_looked_at_before_anything_is_started(
     assert report.state == "aborted"
     assert to.aborted is not None
     assert any("looked at in rescue mode" in text for text in to.aborted.done)
-    assert made.state == "RUNNING"
-    assert held(made, [before]) == [True]
+    assert_is_as_before(simulated, made, before)
 
 
 def test_a_new_process_goes_on_in_a_rescue_mode_whose_password_it_does_not_know(
@@ -591,9 +599,7 @@ def test_a_dry_run_shows_the_plan_and_touches_nothing(
 def test_a_fresh_process_gives_up_what_the_command_left_half_way(
     simulated: TencentCloud, tmp_path: Path
 ) -> None:
-    made = simulated.add_instance(system_disk=8 * MiB)
-    before = os.urandom(8 * MiB)
-    made.disks[0].path.write_bytes(before)
+    made, before = occupied(simulated)
     source, contents = image(tmp_path, 8 * MiB)
     to = f"cvm:{made.region}/{made.instance_id}?endpoint={simulated.endpoint}&data_port={free_port()}"
     state = str(tmp_path / "state")
@@ -619,9 +625,7 @@ def test_a_fresh_process_gives_up_what_the_command_left_half_way(
     assert "rescue mode" in json.loads(ran.stdout)["error"]["half_way"]
     assert "abort --state" in ran.stderr.splitlines()[-1]
     assert aborted.returncode == 0, aborted.stderr
-    assert made.state == "RUNNING"
-    assert held(made, [before]) == [True]
-    assert rules(simulated, made) == []
+    assert_is_as_before(simulated, made, before)
 
 
 def test_a_report_says_when_the_instance_is_half_way(

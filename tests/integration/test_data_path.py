@@ -74,6 +74,30 @@ class Checked:
         return [one for one in self.report.findings if one.title.startswith("data goes")]
 
 
+def ends(
+    network: Lan,
+    folder: Path,
+    *,
+    size: int = SIZE,
+    versions: tuple[str, str] = ("2.7", "3.6"),
+    data_host: str | None = None,
+    data_port: int | None = None,
+) -> tuple[On, On]:
+    """A source with some bytes, and a target that is still to be made, with these versions of Python."""
+    image = folder / "source.img"
+    image.write_bytes(os.urandom(size))
+    return (
+        On(image, machine=network.source, version=versions[0]),
+        On(
+            folder / "target.img",
+            machine=network.target,
+            version=versions[1],
+            data_host=network.target.address if data_host is None else data_host,
+            data_port=data_port,
+        ),
+    )
+
+
 @contextlib.contextmanager
 def checked(
     network: Lan,
@@ -84,16 +108,7 @@ def checked(
     **options: Any,
 ) -> Generator[Checked]:
     """A check of a migration from a source with Python 2.7 to a target with Python 3.6."""
-    image = folder / "source.img"
-    image.write_bytes(os.urandom(SIZE))
-    source = On(image, machine=network.source, version="2.7")
-    target = On(
-        folder / "target.img",
-        machine=network.target,
-        version="3.6",
-        data_host=network.target.address if data_host is None else data_host,
-        data_port=data_port,
-    )
+    source, target = ends(network, folder, data_host=data_host, data_port=data_port)
     with Migration(source, target, options=Options(**options)) as migration:
         report = migration.check()
         yield Checked(report, source.started[0], target.started[0])
@@ -270,16 +285,7 @@ def test_an_address_of_ipv6_is_measured(network: Lan, tmp_path: Path) -> None:
 
 def test_a_check_of_what_is_connected_measures_that(network: Lan, tmp_path: Path) -> None:
     """The port is taken by the migration's own pump."""
-    image = tmp_path / "source.img"
-    image.write_bytes(os.urandom(SIZE))
-    source = On(image, machine=network.source, version="3.6")
-    target = On(
-        tmp_path / "target.img",
-        machine=network.target,
-        version="2.7",
-        data_host=network.target.address,
-        data_port=4443,
-    )
+    source, target = ends(network, tmp_path, versions=("3.6", "2.7"), data_port=4443)
     with Migration(source, target) as migration:
         assert migration.check().possible
         migration.prepare()
@@ -287,7 +293,7 @@ def test_a_check_of_what_is_connected_measures_that(network: Lan, tmp_path: Path
         assert report.possible
         assert any(one.title.startswith("data goes to") for one in report.findings)
         assert migration.run().proven
-    assert (tmp_path / "target.img").read_bytes() == image.read_bytes()
+    assert (tmp_path / "target.img").read_bytes() == (tmp_path / "source.img").read_bytes()
 
 
 @pytest.mark.parametrize("what", ["pump", "agent"])
@@ -295,15 +301,7 @@ def test_a_check_of_what_is_connected_measures_that(network: Lan, tmp_path: Path
 def test_what_dies_while_it_is_measured_is_a_finding_and_the_next_check_is_whole(
     end: str, what: str, network: Lan, tmp_path: Path
 ) -> None:
-    image = tmp_path / "source.img"
-    image.write_bytes(os.urandom(MiB))
-    source = On(image, machine=network.source, version="2.7")
-    target = On(
-        tmp_path / "target.img",
-        machine=network.target,
-        version="3.6",
-        data_host=network.target.address,
-    )
+    source, target = ends(network, tmp_path, size=MiB)
 
     def end_it() -> None:
         wait_until(lambda: bool(source.started and pumps(source.started[0])), "a pump sends")
