@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import struct
 import subprocess
@@ -131,6 +133,33 @@ def test_frames_that_no_caller_sends_end_it_with_exit_code_3(
 ) -> None:
     agent.write(frame)
     assert agent.wait() == 3
+
+
+@SOME_PYTHONS
+def test_frames_that_were_changed_or_cut_off_are_refused_or_end_it_and_take_no_memory(
+    agent_zip: Path, version: str
+) -> None:
+    good = b"".join(
+        wire.encode(wire.REQUEST, number, {"verb": "read", "args": {"handle": number}}, b"x" * 50)
+        + wire.encode(wire.HEARTBEAT, 0, {"time": number})
+        for number in range(1, 20)
+    )
+    for seed in range(6):
+        chance = random.Random(seed)
+        data = bytearray(good[: chance.randrange(len(good))])
+        for _ in range(seed // 2):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        with start(version, agent_zip, stdout=subprocess.DEVNULL) as process:
+            assert process.stdin is not None
+            # It may end before it has read everything.
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(data)
+                process.stdin.close()
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        # Where nothing was changed, the end of file is its end.
+        assert process.returncode in ({0} if seed < 2 else {0, 3}), seed
+        assert used.ru_maxrss < 100 << 10, seed
 
 
 @SOME_PYTHONS
