@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -78,6 +78,17 @@ def test_a_result_that_finds_no_room_is_told(image: Path, tmp_path: Path) -> Non
         ["run", "--json", "--source", "image:/a", "--target", "image:/b", "--max-downtime", "nan"],
         ["demo", "--json", "--size", "1"],
         ["fleet", "--json", "/nowhere/plans.toml"],
+        [
+            "check",
+            "--json",
+            "--source",
+            "image:/a",
+            "--target",
+            "image:/b",
+            "--report",
+            "/nowhere/page",
+        ],
+        ["check", "--json", "--source", "image:/a", "--target", "image:/b", "--report", "/"],
     ],
 )
 def test_every_wrong_call_is_a_document_with_json(words: list[str]) -> None:
@@ -90,12 +101,21 @@ def test_every_wrong_call_is_a_document_with_json(words: list[str]) -> None:
     assert done.stderr.startswith("cvm-migrate: ")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "kept"),
+    [
+        (signal.SIGTERM, "kept"),
+        (signal.SIGHUP, "kept"),
+        (signal.SIGINT, "kept"),
+        (signal.SIGINT, "not kept"),
+    ],
+)
 def test_an_interrupted_call_is_a_document_and_can_be_repeated(
-    number: signal.Signals, image: Path, tmp_path: Path
+    number: signal.Signals, kept: Literal["kept", "not kept"], image: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "copy.img"
-    words = ["capture", f"image:{image}", str(copy), "--state", str(tmp_path / "state")]
+    words = ["capture", f"image:{image}", str(copy)]
+    words += ["--state", str(tmp_path / "state")] if kept == "kept" else []
     slow = ["--bandwidth", "64K", "--codec", "raw"]
     with subprocess.Popen(
         [*_WORDS, *words, *slow, "--json"],
@@ -115,6 +135,8 @@ def test_an_interrupted_call_is_a_document_and_can_be_repeated(
     assert running.returncode == 130, err
     assert _error(out)["type"] == "CancelledError"
     assert "Repeat the same command" in err
+    assert ("continue from the checkpoint" in err) is (kept == "kept")
+    assert "KeyboardInterrupt" not in err
     again = subprocess.run(
         [*_WORDS, *words], check=False, capture_output=True, text=True, timeout=100
     )

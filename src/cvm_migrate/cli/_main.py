@@ -37,8 +37,14 @@ from cvm_migrate.migration import (
 )
 from cvm_migrate.units import parse_size
 
+_PLACES: Final = "local:/dev/sdb, image:/path/file.img, ssh://user@host/dev/sda"
+
 _INTERRUPTED: Final = CancelledError(
     "interrupted", remedy="Repeat the same command to continue from the checkpoint"
+)
+_NOTHING_KEPT: Final = CancelledError(
+    "interrupted",
+    remedy="Repeat the same command; it begins from the start, as there is no state directory",
 )
 
 
@@ -61,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     display = ProgressDisplay(sys.stderr)
     with _interruptible():
         try:
+            _refuse_report(parsed)
             result, code = _COMMANDS[parsed.command](parsed, _nothing if parsed.quiet else display)
         except _HalfWayError as left:
             display.close()
@@ -70,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(error, as_json=parsed.json)
         except KeyboardInterrupt:
             display.close()
-            _print_error(_INTERRUPTED, as_json=parsed.json)
-            return ExitCode.INTERRUPTED
+            kept = getattr(parsed, "state", None) is not None
+            return _fail(_INTERRUPTED if kept else _NOTHING_KEPT, as_json=parsed.json)
         except Exception as error:  # noqa: BLE001 - whoever reads the output learns of a defect too
             display.close()
             with contextlib.suppress(OSError):
@@ -130,7 +137,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _fail(error: CvmMigrateError, *, as_json: bool, half_way: str | None = None) -> ExitCode:
     _print_error(error, as_json=as_json, half_way=half_way)
-    if error is _INTERRUPTED:
+    if error in {_INTERRUPTED, _NOTHING_KEPT}:
         return ExitCode.INTERRUPTED
     return exit_code(error, half_way=half_way is not None)
 
@@ -247,16 +254,22 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument("--quiet", action="store_true", help="no progress")
 
     ends = _Parser(add_help=False)
-    ends.add_argument("--source", required=True, metavar="ENDPOINT", help="local:/dev/sdb, ...")
-    ends.add_argument("--target", required=True, metavar="ENDPOINT")
+    ends.add_argument("--source", required=True, metavar="ENDPOINT", help=_PLACES)
+    ends.add_argument(
+        "--target", required=True, metavar="ENDPOINT", help="as the source, or cvm:REGION/INSTANCE"
+    )
 
     how = _Parser(add_help=False)
     how.add_argument("--state", type=_folder, metavar="DIR", help="where the checkpoint lies")
-    how.add_argument("--max-downtime", type=float, metavar="SECONDS")
-    how.add_argument("--freeze-limit", type=float, metavar="SECONDS")
+    how.add_argument(
+        "--max-downtime", type=float, metavar="SECONDS", help="longest freeze of the source (5)"
+    )
+    how.add_argument(
+        "--freeze-limit", type=float, metavar="SECONDS", help="when a freeze ends by itself (30)"
+    )
     how.add_argument("--bandwidth", type=_size, metavar="RATE", help="bytes a second, as 50M")
-    how.add_argument("--read-limit", type=_size, metavar="RATE")
-    how.add_argument("--streams", type=int, metavar="N")
+    how.add_argument("--read-limit", type=_size, metavar="RATE", help="of the source's disks")
+    how.add_argument("--streams", type=int, metavar="N", help="connections for the data (2)")
     how.add_argument("--codec", metavar="NAME", help="auto, raw, zlib, zstd")
     how.add_argument("--prove", metavar="WHAT", help="running, frozen, sent")
     how.add_argument("--rungs", metavar="NAMES", help="ebpf,tracefs; empty: digests only")
@@ -273,11 +286,13 @@ def _parser() -> argparse.ArgumentParser:
     capture = commands.add_parser(
         "capture", parents=[how, output], help="a running disk into an image"
     )
-    capture.add_argument("source", metavar="SOURCE")
-    capture.add_argument("image", metavar="IMAGE")
+    capture.add_argument("source", metavar="SOURCE", help=_PLACES)
+    capture.add_argument(
+        "image", metavar="IMAGE", help="path of a file, which is made or overwritten"
+    )
     restore = commands.add_parser("restore", parents=[how, output], help="an image onto a disk")
-    restore.add_argument("image", metavar="IMAGE")
-    restore.add_argument("target", metavar="TARGET")
+    restore.add_argument("image", metavar="IMAGE", help="path of a file")
+    restore.add_argument("target", metavar="TARGET", help=f"{_PLACES}, cvm:REGION/INSTANCE")
     abort = commands.add_parser(
         "abort", parents=[how, output], help="give up, put the target back"
     )
@@ -405,20 +420,30 @@ def _demo(parsed: argparse.Namespace, observer: Observer) -> tuple[Result, int]:
     return shown, ExitCode.DONE if shown.proven else ExitCode.NOT_IDENTICAL
 
 
-def _page(report: Result) -> str:
-    # The name is IPython's: what a notebook shows is what the page shows.
-    body = report._repr_html_()  # pyright: ignore[reportPrivateUsage]
-    head = "<head><meta charset='utf-8'><title>cvm_migrate</title></head>"
-    return f"<!doctype html><html>{head}<body>{body}</body></html>\n"
+def _refuse_report(parsed: argparse.Namespace) -> None:
+    """Refuse now what would be found at the end of a long work."""
+    file: Path | None = getattr(parsed, "report", None)
+    if file is None:
+        return
+    if not file.absolute().parent.is_dir():
+        raise InvalidRequestError(
+            f"there is no folder {file.absolute().parent} for the report",
+            remedy="Make it, or name another file",
+        )
+    if file.is_dir():
+        raise InvalidRequestError(
+            f"{file} is a folder, where the report should be written",
+            remedy="Name a file in it",
+        )
 
 
 def _write_report(parsed: argparse.Namespace, report: Result) -> None:
     if parsed.report is None:
         return
     try:
-        parsed.report.write_text(_page(report), encoding="utf-8")
+        parsed.report.write_text(report.to_html(), encoding="utf-8")
     except OSError as error:
-        print(f"the report could not be written: {error}", file=sys.stderr)
+        _say(f"cvm-migrate: the report could not be written: {error}")
 
 
 _COMMANDS = {

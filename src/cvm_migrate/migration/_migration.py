@@ -483,9 +483,12 @@ class Migration(Closing):
                     self._called_off = self._cancel.cancelled
                 # What an agent was doing when the step failed is not known.
                 job.ends.suspect()
-                job.emit(
-                    StepEnded(step.value, time.monotonic() - started, str(error) or repr(error))
+                said = (
+                    "interrupted"
+                    if isinstance(error, KeyboardInterrupt)
+                    else str(error) or repr(error)
                 )
+                job.emit(StepEnded(step.value, time.monotonic() - started, said))
                 raise
             if reached is not before:
                 job.checkpoint.set_state(reached)
