@@ -1,8 +1,8 @@
 """A caller of the library as a process of its own, to be killed.
 
-``python caller.py SOURCE TARGET STATE [--bandwidth BYTES] [--hang frozen|proven]`` prints the name of each step when it
-begins and ends, and ``identical`` when the copy was compared while frozen. It hangs on the freeze of the cutover, or on
-the proof in it, after it has said so.
+``python caller.py SOURCE TARGET STATE [--bandwidth BYTES] [--hang frozen|proven] [--rung NAME]`` prints the name of
+each step when it begins and ends, how far passes are, and ``identical`` when the copy was compared while frozen. It
+hangs on the freeze of the cutover, or on the proof in it, after it has said so.
 """
 
 from __future__ import annotations
@@ -38,13 +38,23 @@ class Caller:
             say(f"begin {event.step}")
         elif isinstance(event, events.StepEnded):
             say(f"end {event.step}")
+        elif isinstance(event, events.Progress) and event.kind == "send":
+            say(f"at {event.done}")
 
     def reach(self, moment: str) -> None:
         if moment == self._hang and self._step == "cutover":
             say(f"hangs {moment}")
             time.sleep(600)
 
-    def main(self, source: Path, target: Path, state: Path, bandwidth: int | None) -> None:
+    def main(
+        self,
+        source: Path,
+        target: Path,
+        state: Path,
+        *,
+        bandwidth: int | None,
+        rungs: tuple[str, ...],
+    ) -> None:
         def proven() -> None:
             self.found.append(loopdev.first_difference(source, target))
             self.reach("proven")
@@ -54,7 +64,9 @@ class Caller:
             LocalHost(disks=[target]),
             state=state,
             observer=self.observe,
-            options=Options(max_downtime=20, freeze_limit=20, bandwidth=bandwidth, attempts=5),
+            options=Options(
+                max_downtime=20, freeze_limit=20, bandwidth=bandwidth, attempts=5, rungs=rungs
+            ),
         ) as migration:
             # A proof that was made just before the kill needs no second one: run() then only reports.
             report = migration.run(on_proven=proven)
@@ -70,5 +82,12 @@ if __name__ == "__main__":
     parser.add_argument("state", type=Path)
     parser.add_argument("--bandwidth", type=int)
     parser.add_argument("--hang", choices=["frozen", "proven"])
+    parser.add_argument("--rung", action="append")
     given = parser.parse_args()
-    Caller(given.hang).main(given.source, given.target, given.state, given.bandwidth)
+    Caller(given.hang).main(
+        given.source,
+        given.target,
+        given.state,
+        bandwidth=given.bandwidth,
+        rungs=tuple(given.rung or ("ebpf", "tracefs")),
+    )

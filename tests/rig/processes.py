@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 MARK = "CVM_MIGRATE_TEST_MARK"
@@ -26,6 +26,17 @@ def marked(mark: str) -> dict[int, str]:
                 if command:
                     found[int(entry.name)] = command
     return found
+
+
+def tracers(mark: str) -> list[int]:
+    """Numbers of the live processes with *mark* that trace a disk."""
+    return [pid for pid, command in marked(mark).items() if "import tracer" in command]
+
+
+def instances(makers: Iterable[int]) -> list[str]:
+    """Names of the tracing instances that these processes made and that are still there."""
+    folder = Path("/sys/kernel/tracing/instances")
+    return [one.name for pid in makers for one in folder.glob(f"cvm_migrate_{pid}_*")]
 
 
 def _stat(pid: int) -> list[str]:
