@@ -4,15 +4,18 @@ from __future__ import absolute_import
 
 import errno
 import json
+import math
 import os
 import select
 import struct
 import subprocess
 import threading
 
+from cvm_migrate.agent import clock
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, List
+    from typing import Any, List, Optional
 
 # Type checkers look at this module for Windows too, which lacks its `poll`.
 _select = select  # type: Any
@@ -41,7 +44,7 @@ def can_read(fd, seconds):
     poll = _select.poll()
     poll.register(fd, _select.POLLIN)
     try:
-        return bool(poll.poll(int(seconds * 1000) + 1))
+        return bool(poll.poll(int(math.ceil(seconds * 1000))))  # noqa: RUF046 - Python 2 has a float
     except (select.error, EnvironmentError) as error:
         if error.args[0] == errno.EINTR:
             return False
@@ -64,15 +67,16 @@ def send(fd, message):
     write(fd, _LENGTH.pack(len(text)) + text)
 
 
-def receive(fd):
-    # type: (int) -> Any
+def receive(fd, seconds=None):
+    # type: (int, Optional[float]) -> Any
     """Return what :func:`send` sent.
 
     Raises:
         EOFError: The other end was closed.
+        OSError: ``ETIMEDOUT``, as :func:`exactly` says.
     """
-    (length,) = _LENGTH.unpack(_exactly(fd, _LENGTH.size))
-    return json.loads(_exactly(fd, length).decode("ascii"))
+    (length,) = _LENGTH.unpack(exactly(fd, _LENGTH.size, seconds))
+    return json.loads(exactly(fd, length, seconds).decode("ascii"))
 
 
 def write(fd, data):
@@ -82,10 +86,23 @@ def write(fd, data):
         data = data[os.write(fd, data) :]
 
 
-def _exactly(fd, length):
-    # type: (int, int) -> bytes
+def exactly(fd, length, seconds=None):
+    # type: (int, int, Optional[float]) -> bytes
+    """Return the next *length* bytes.
+
+    Raises:
+        EOFError: The other end was closed before.
+        OSError: ``ETIMEDOUT``: they have not come within *seconds*; without those it waits for ever.
+    """
+    end = None if seconds is None else clock.monotonic() + seconds
     parts = []  # type: List[bytes]
     while length > 0:
+        if end is not None:
+            left = end - clock.monotonic()
+            if left <= 0:
+                raise OSError(errno.ETIMEDOUT, "the other process does not answer")
+            if not can_read(fd, left):
+                continue
         data = os.read(fd, length)
         if not data:
             raise EOFError("the other process ended")

@@ -3,7 +3,6 @@
 from __future__ import absolute_import
 
 import errno
-import json
 import os
 import struct
 import sys
@@ -76,7 +75,9 @@ def start(devices, block, buffer_kb=None):
         _check()
         size = marks.choose_block([device.size for device in devices], marks.BYTES, block)
         return TracefsTracker(devices, size, buffer_kb)
-    except (EnvironmentError, EOFError, ValueError) as error:
+    except EOFError:
+        raise Refused("the tracer died")
+    except (EnvironmentError, ValueError) as error:
         raise Refused(system.reason_of(error))
 
 
@@ -132,27 +133,12 @@ class TracefsTracker(Tracker):
 
     def _receive(self):
         # type: () -> Dict[str, Any]
-        (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
-        answer = json.loads(self._exactly(length).decode("ascii"))  # type: Dict[str, Any]
+        answer = children.receive(self._answers.fileno(), _ANSWER_SECONDS)  # type: Dict[str, Any]
         return answer
 
     def _exactly(self, length):
         # type: (int) -> bytes
-        fd = self._answers.fileno()
-        end = clock.monotonic() + _ANSWER_SECONDS
-        parts = []  # type: List[bytes]
-        while length:
-            left = end - clock.monotonic()
-            if left <= 0:
-                raise OSError(errno.ETIMEDOUT, "the tracer does not answer")
-            if not children.can_read(fd, left):
-                continue
-            data = os.read(fd, length)
-            if not data:
-                raise EOFError("the tracer died")
-            parts.append(data)
-            length -= len(data)
-        return b"".join(parts)
+        return children.exactly(self._answers.fileno(), length, _ANSWER_SECONDS)
 
     def _ranges(self):
         # type: () -> bytearray

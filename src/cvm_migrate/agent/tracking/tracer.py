@@ -8,7 +8,6 @@ from __future__ import absolute_import
 
 import errno
 import os
-import select
 import signal
 import struct
 import sys
@@ -201,23 +200,13 @@ def _loop(tracer):
     # type: (_Tracer) -> None
     found = False
     while True:
-        if _can_read(0.0 if found else _IDLE_SECONDS):
+        if children.can_read(0, 0.0 if found else _IDLE_SECONDS):
             try:
                 request = children.receive(0)
             except EOFError:
                 return
             tracer.answer(request["index"], request["clear"])
         found = tracer.read_some(_PAGES_A_TURN)
-
-
-def _can_read(seconds):
-    # type: (float) -> bool
-    try:
-        return bool(select.select([0], [], [], seconds)[0])
-    except (select.error, EnvironmentError) as error:
-        if error.args[0] == errno.EINTR:
-            return False
-        raise
 
 
 def _end(number, frame):
