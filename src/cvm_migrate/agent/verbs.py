@@ -213,12 +213,6 @@ class Context(object):
             return cleanups.pop() if cleanups else None
 
 
-def _value(args, name):
-    # type: (Header, str) -> Any
-    """Return an argument, None where it is missing."""
-    return args.get(name)
-
-
 def integer(args, name, low, high=_MAX_OFFSET):
     # type: (Header, str, int, int) -> int
     """Return a whole number out of the arguments.
@@ -226,7 +220,7 @@ def integer(args, name, low, high=_MAX_OFFSET):
     Raises:
         AgentError: ``bad-request``: it is missing, no number, or out of range.
     """
-    value = _value(args, name)
+    value = args.get(name)  # type: Any
     if isinstance(value, bool) or not isinstance(value, _INTEGERS) or not low <= value <= high:
         raise AgentError(
             "bad-request",
@@ -250,7 +244,7 @@ def number(args, name, low, high):
     Raises:
         AgentError: ``bad-request``: it is missing, no number, or out of range.
     """
-    value = _value(args, name)
+    value = args.get(name)  # type: Any
     if isinstance(value, bool) or not isinstance(value, _NUMBERS) or not low <= value <= high:
         raise AgentError(
             "bad-request",
@@ -266,7 +260,7 @@ def text(args, name, choices=None):
     Raises:
         AgentError: ``bad-request``: it is none.
     """
-    value = _value(args, name)
+    value = args.get(name)  # type: Any
     if not isinstance(value, _TEXTS) or not value or "\0" in value:
         raise AgentError("bad-request", "%s is %.80r, but must be a text" % (name, value))
     if choices is not None and value not in choices:
@@ -283,7 +277,7 @@ def texts(args, name, most=4096):
     Raises:
         AgentError: ``bad-request``: it is none.
     """
-    value = _value(args, name)
+    value = args.get(name)  # type: Any
     if not isinstance(value, list) or len(value) > most:  # pyright: ignore[reportUnknownArgumentType] - JSON
         raise AgentError("bad-request", "%s must be a list of at most %d texts" % (name, most))
     return [text({name: item}, name) for item in value]  # pyright: ignore[reportUnknownVariableType] - JSON

@@ -18,7 +18,7 @@ from cvm_migrate.agent.tracking.instance import remove_left_overs  # noqa: E402
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Iterator, List, Optional, Sequence, Text, Tuple
+    from typing import Any, Dict, Iterator, Optional, Sequence, Text, Tuple
 
     from cvm_migrate.agent.tracking import Device
     from cvm_migrate.agent.tracking.base import Collected, Peeked
