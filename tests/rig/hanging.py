@@ -26,7 +26,9 @@ class HangingDisk:
         self._control = image.with_suffix(".control")
         self._size = image.stat().st_size
         self._command = [
-            *("nbdfuse", str(self._file), "--command", "nbdkit", "-s", "--filter=pause"),
+            # What the kernel asks of the file itself is answered from its cache: others' losetup must not hang, too.
+            *("nbdfuse", "-o", "attr_timeout=86400", str(self._file)),
+            *("--command", "nbdkit", "-s", "--filter=pause"),
             *("file", str(image), f"pause-control={self._control}"),
         ]
         self._stack = contextlib.ExitStack()
