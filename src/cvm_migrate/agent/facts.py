@@ -186,8 +186,8 @@ def _serial(disk):
     return None
 
 
-def _disk(block):
-    # type: (str) -> Optional[Header]
+def _disk(block, mounted):
+    # type: (str, List[mounts.Mount]) -> Optional[Header]
     folder = "/sys/block/" + block
     backing_file = _text(folder + "/loop/backing_file")
     size = _number(folder + "/size") * _SECTOR
@@ -210,7 +210,7 @@ def _disk(block):
         "model": _text(folder + "/device/model"),
         "serial": _serial(folder),
         "backing_file": backing_file,
-        "backing": None if backing_file is None else _backing(block, backing_file),
+        "backing": None if backing_file is None else _backing(block, backing_file, mounted),
         "slaves": [_name(slave) for slave in _listed(folder + "/slaves")],
         "holders": [_name(holder) for holder in _listed(folder + "/holders")],
         "partitions": _partitions(folder),
@@ -218,11 +218,16 @@ def _disk(block):
     }
 
 
-def _backing(block, backing_file):
-    # type: (str, Text) -> Optional[Text]
-    """Say what a loop device lies on, as ``open`` says it of disks: a file has many names, and a device as well."""
+def _backing(block, backing_file, mounted):
+    # type: (str, Text, List[mounts.Mount]) -> Optional[Text]
+    """Say what a loop device lies on, as ``open`` says it of disks: a file has many names, and a device as well.
+
+    The kernel asks the file's own file system, even for its number: one that hangs would never answer.
+    """
+    if not usage.reachable(backing_file, mounted):
+        return None
     try:
-        fd = os.open("/dev/" + block.replace("!", "/"), os.O_RDONLY | os.O_NONBLOCK)
+        fd = os.open("/dev/" + _name(block), os.O_RDONLY | os.O_NONBLOCK)
         try:
             info = fcntl.ioctl(fd, _LOOP_GET_STATUS64, b"\0" * _LOOP_INFO.size)
         finally:
@@ -248,10 +253,9 @@ def _aliases(folder):
     return ["/dev/mapper/" + name] if name else []
 
 
-def _mounts(disks):
-    # type: (List[Header]) -> List[mounts.Mount]
-    """Return what is mounted; of a btrfs also the devices it spans, as its own number says nothing."""
-    found = mounts.mounts()
+def _add_devices(found, disks):
+    # type: (List[mounts.Mount], List[Header]) -> None
+    """Add to mounts of btrfs the devices that it spans, as its own number says nothing, and to all what they use."""
     spans = {}  # type: Dict[str, List[Text]]
     for entry in _listed("/sys/fs/btrfs"):
         folder = "/sys/fs/btrfs/%s/devices" % entry
@@ -269,7 +273,6 @@ def _mounts(disks):
         devices.add(disk["number"])
         devices.update([part["number"] for part in disk["partitions"]])
     usage.measure(found, devices)
-    return found
 
 
 def _os_release():
@@ -401,8 +404,10 @@ def _facts(context, args, blob, reply):
     del context, args, blob, reply
     system, hostname, kernel, _, machine = os.uname()
     dmi = [(name, _text("/sys/class/dmi/id/" + name)) for name in _DMI]
-    found = [_disk(block) for block in _listed("/sys/block")]
+    mounted = mounts.mounts()
+    found = [_disk(block, mounted) for block in _listed("/sys/block")]
     disks = [disk for disk in found if disk is not None]
+    _add_devices(mounted, disks)
     return {
         "system": system,
         "kernel": kernel,
@@ -420,7 +425,7 @@ def _facts(context, args, blob, reply):
         "lockdown": _lockdown(),
         "dmi": {name: value for name, value in dmi if value is not None},
         "disks": disks,
-        "mounts": _mounts(disks),
+        "mounts": mounted,
         "swaps": _swaps(),
         "addresses": _addresses(),
         "tracking": dict(tracking.probe()),

@@ -58,6 +58,23 @@ _HARMLESS = _LOCAL | frozenset(
 )
 
 
+def reachable(path, mounts):
+    # type: (Text, Sequence[Mount]) -> bool
+    """Tell whether all file systems on the way to a path answer for themselves.
+
+    Args:
+        path: Which.
+        mounts: All there are.
+    """
+    here = path.rstrip("/") + "/"
+    return all(
+        mount["fs_type"] in _HARMLESS
+        for mount in mounts
+        # What is mounted at the same place may lie over it.
+        if here.startswith(mount["mount_point"].rstrip("/") + "/")
+    )
+
+
 def answers(mount, mounts, devices):
     # type: (Mount, Sequence[Mount], Set[Text]) -> bool
     """Tell whether a file system can be asked: it lies on block devices, and so does all on the way to it.
@@ -70,13 +87,7 @@ def answers(mount, mounts, devices):
     numbers = mount.get("devices") or [mount["number"]]
     if mount["fs_type"] not in _LOCAL or not devices.issuperset(numbers):
         return False
-    here = mount["mount_point"].rstrip("/") + "/"
-    return all(
-        other["fs_type"] in _HARMLESS
-        for other in mounts
-        # What is mounted at the same place may lie over it.
-        if here.startswith(other["mount_point"].rstrip("/") + "/")
-    )
+    return reachable(mount["mount_point"], mounts)
 
 
 def measure(mounts, devices):
