@@ -224,6 +224,7 @@ def test_an_agent_or_a_pump_is_killed(
     assert not killer.moments, "nothing was killed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["half of the first pass", "the first pass"])
 def test_a_second_run_sends_less(when: str, pair: Pair) -> None:
     """What had arrived when the caller was killed is at most compared, not sent again."""

@@ -131,6 +131,7 @@ def _check_second(pair: Pair, writer: SteadyWriter, killed_at: float, *, sent: i
     assert check_copy(pair)[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("victim", "moment"), _CASES)
 def test_an_agent_or_a_pump_is_killed_while_frozen(

@@ -391,6 +391,7 @@ def test_write_out_puts_on_the_disk_what_was_written(
     wait_until(lambda: not children(agent.process.pid))
 
 
+@pytest.mark.slow
 @SOME_PYTHONS
 @pytest.mark.parametrize("end", ["thaw", "kill", "terminate"])
 def test_the_file_system_that_its_own_python_lies_on_can_be_frozen(

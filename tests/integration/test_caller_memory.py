@@ -36,6 +36,7 @@ with Migration(ImageFile(source), ImageFile(target), options=options) as migrati
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["send", "compare"])
 def test_a_disk_of_2_tib_costs_the_caller_a_few_mib(how: str, tmp_path: Path) -> None:
     source = tmp_path / "source.img"

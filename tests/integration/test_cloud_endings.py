@@ -246,6 +246,7 @@ def test_the_report_says_which_snapshots_remain(slow: TencentCloud, tmp_path: Pa
 # Called off
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", ["finish", "abort"])
 def test_the_end_of_a_migration_can_be_called_off_and_called_again(
     slow: TencentCloud, tmp_path: Path, last: str

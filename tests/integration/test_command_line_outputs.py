@@ -101,6 +101,7 @@ def test_every_wrong_call_is_a_document_with_json(words: list[str]) -> None:
     assert done.stderr.startswith("cvm-migrate: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "kept"),
     [

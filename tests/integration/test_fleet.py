@@ -136,6 +136,7 @@ def test_a_plan_whose_disks_have_changed_is_not_taken_for_done(tmp_path: Path) -
     assert same(tmp_path, "a")
 
 
+@pytest.mark.slow
 def test_called_off_running_ones_end_others_do_not_start_and_a_repeat_finishes(
     tmp_path: Path,
 ) -> None:
@@ -413,6 +414,7 @@ def test_an_interrupted_command_ends_all_and_can_be_repeated(tmp_path: Path) -> 
     assert same(tmp_path, "b")
 
 
+@pytest.mark.slow
 def test_the_command_moves_images_onto_instances_side_by_side(tmp_path: Path) -> None:
     require("root", "loop", "namespaces", "sshd", "sshpass")
     with TencentCloud(operation_seconds=0.02) as cloud:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from capabilities import require
 from cvm_migrate import LocalHost, Migration, Options
 from rig import loopdev
@@ -14,6 +16,7 @@ from rig.writers import writing
 MiB = 1 << 20
 
 
+@pytest.mark.slow
 def test_tiny_passes_do_not_make_the_comparison_in_the_freeze_look_slow(tmp_path: Path) -> None:
     """A delta of some hundred KiB measures round trips: at its rate, to compare the disk would take a minute."""
     require("loop", "mkfs.ext4")

@@ -112,6 +112,7 @@ def test_a_freeze_that_ends_too_early_is_lost_and_repeated(tmp_path: Path) -> No
     assert all(one.sent < 16 * MiB for one in passes[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["source agent", "tracer"])
 def test_a_tracker_that_was_killed_is_not_trusted(victim: str, tmp_path: Path) -> None:
     """What was written while nobody watched is found by comparing digests."""
@@ -150,6 +151,7 @@ def test_a_tracker_that_was_killed_is_not_trusted(victim: str, tmp_path: Path) -
     assert all(disk.certain for disk in result.passes[-1].disks)
 
 
+@pytest.mark.slow
 def test_events_that_were_lost_are_not_missed(tmp_path: Path) -> None:
     """A tiny ring overflows while nobody reads it: the tracker says so, digests find what it has not seen."""
     require("loop", "mkfs.ext4", "tracefs")

@@ -15,6 +15,7 @@ MiB = 1 << 20
 GiB = 1 << 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rung", ["ebpf", "tracefs"])
 def test_a_discard_of_1_gib_arrives(rung: str, tmp_path: Path) -> None:
     """In one call: what was there is gone on the target too, and little goes over the wire for it."""

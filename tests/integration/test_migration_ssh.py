@@ -334,6 +334,7 @@ def test_killed_ssh_clients_of_the_data_are_made_anew(
     assert not any("repeated" in finding.title for finding in report.findings)
 
 
+@pytest.mark.slow
 def test_a_target_that_a_lost_agent_still_holds_is_waited_for(
     disks: tuple[Path, Path], tmp_path: Path
 ) -> None:

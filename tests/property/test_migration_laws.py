@@ -96,6 +96,7 @@ class _Driver:
 _PROOFS: list[Literal["running", "frozen", "sent"]] = ["sent", "sent", "sent", "running", "frozen"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @settings(max_examples=100, derandomize=True)
 @given(
