@@ -1,7 +1,8 @@
 """What the API does, checked through Tencent's SDK: on the simulator, and on the real service with ``-m cloud``.
 
-The real service needs ``TENCENTCLOUD_SECRET_ID``, ``TENCENTCLOUD_SECRET_KEY``, ``CVM_MIGRATE_TEST_REGION`` and
-``CVM_MIGRATE_TEST_INSTANCE``: an instance that is there for nothing else, as it is stopped and started.
+The real service needs ``TENCENTCLOUD_SECRET_ID``, ``TENCENTCLOUD_SECRET_KEY`` (and ``TENCENTCLOUD_TOKEN``, if they are
+temporary), ``CVM_MIGRATE_TEST_REGION`` and ``CVM_MIGRATE_TEST_INSTANCE``: an instance that is there for nothing else, as
+it is stopped and started, and a snapshot of its disk is made and deleted.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def _service() -> Compute:
         pytest.skip("no credentials, region and instance of a real account are set")
 
     def sdk(secret_id: str, secret_key: str, **more: Any) -> Sdk:
-        options: dict[str, Any] = {"endpoint": None, "region": region, **more}
+        # A wrong key has no token either.
+        token = os.environ.get("TENCENTCLOUD_TOKEN") if secret_key == own_key else None
+        options: dict[str, Any] = {"endpoint": None, "region": region, "token": token, **more}
         return Sdk(secret_id, secret_key, **options)
 
     return Compute(sdk, own_id, own_key, instance_id, patience=900)
@@ -243,6 +246,32 @@ def test_the_way_through_rescue_mode(compute: Compute) -> None:
     compute.wait_for("STOPPED")
     compute.call("cvm", "StartInstances", **ids)
     compute.wait_for("RUNNING")
+
+
+def test_a_snapshot_is_made_found_by_its_disk_and_deleted(compute: Compute) -> None:
+    answer = compute.call("cvm", "DescribeInstances", InstanceIds=[compute.instance_id])
+    disk = answer["InstanceSet"][0]["SystemDisk"]["DiskId"]
+
+    def listed(name: str, value: str) -> dict[str, str]:
+        wanted = [{"Name": name, "Values": [value]}]
+        found = compute.call("cbs", "DescribeSnapshots", Filters=wanted, Limit=100)["SnapshotSet"]
+        return {one["SnapshotId"]: one["SnapshotState"] for one in found}
+
+    made = compute.call(
+        "cbs", "CreateSnapshot", DiskId=disk, SnapshotName="cvm_migrate conformance"
+    )["SnapshotId"]
+    try:
+        end = time.monotonic() + compute.patience
+        while listed("snapshot-id", made).get(made) != "NORMAL":
+            assert time.monotonic() < end
+            time.sleep(compute.patience / 2000)
+        assert made in listed("disk-id", disk)
+    finally:
+        compute.call("cbs", "DeleteSnapshots", SnapshotIds=[made])
+    end = time.monotonic() + compute.patience
+    while listed("snapshot-id", made).get(made, "TORECYCLE") != "TORECYCLE":
+        assert time.monotonic() < end
+        time.sleep(compute.patience / 2000)
 
 
 def test_a_rule_comes_and_goes_and_versions_guard_it(compute: Compute) -> None:

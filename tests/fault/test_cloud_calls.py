@@ -17,10 +17,11 @@ from cvm_migrate.units import MiB
 from rig.cloud import PASSING, cloud, instance
 
 WISH: Final = TargetWish(data_port=443, source="203.0.113.5")
+# A state that the instance should not be in, as when someone else works on it.
+WRONG_STATE: Final = "UnsupportedOperation.InstanceStateRebooting"
 # What they strike fails; an operation that fails later is only met where there is one.
-FAILING: Final = ("unauthorized", "expired-token", "failed-operation")
-# Time-outs take their time, and differ from cut connections only in that.
-KINDS: Final = (*(kind for kind in PASSING if "timeout" not in kind), "busy", *FAILING)
+FAILING: Final = ("unauthorized", "expired-token", "failed-operation", WRONG_STATE)
+KINDS: Final = (*PASSING, "busy", *FAILING)
 WAYS: Final = ("finish", "abort")
 BEFORE, COPY = b"a", b"b"
 
@@ -33,6 +34,7 @@ class Story:
     succeeded: bool
     finished: bool
     stuck: str
+    half_way: str | None
     errors: list[CvmMigrateError]
     made: SimulatedInstance
     contents: set[bytes]
@@ -57,7 +59,8 @@ def tell(way: str, kind: str | None = None, nth: int = 1) -> Story:
 
         def target() -> RescueTarget:
             # Each step is another process's.
-            return RescueTarget(instance(simulated, made), notes, wish=WISH, ledger="web-1")
+            cvm = instance(simulated, made, kind or "")
+            return RescueTarget(cvm, notes, wish=WISH, ledger="web-1")
 
         def copy() -> None:
             begun = target()
@@ -81,6 +84,7 @@ def tell(way: str, kind: str | None = None, nth: int = 1) -> Story:
         end = (lambda: target().after_cutover()) if finish else undo
         succeeded = attempt(copy, end)
         stuck, requests = made.state, len(simulated.requests)
+        half_way = target().half_way
         # How many looks a wait takes differs, so that a late fault may not have struck at all.
         simulated.heal()
         if not succeeded:
@@ -92,6 +96,7 @@ def tell(way: str, kind: str | None = None, nth: int = 1) -> Story:
             succeeded,
             finish,
             stuck,
+            half_way,
             errors,
             made,
             {disk.path.read_bytes() for disk in disks},
@@ -132,6 +137,9 @@ def judge(way: str, kind: str, nth: int) -> None:
     assert all(error.remedy for error in story.errors), told
     if "RESCUE_MODE" in story.stuck:
         assert any("rescue mode" in str(error) for error in story.errors), told
+        # What the report says.
+        assert story.half_way is not None, told
+        assert "rescue mode" in story.half_way, told
     assert story.made.state == "RUNNING", told
     assert story.contents == {(COPY if story.finished else BEFORE) * MiB}, told
     assert len(story.made.disks) == 2, told

@@ -20,12 +20,21 @@ from typing import Literal, Self
 import pytest
 
 from capabilities import require
-from cvm_migrate import CvmTarget, ImageFile, Migration, Options, Severity, parse_endpoint
+from cvm_migrate import (
+    CvmTarget,
+    ImageFile,
+    Migration,
+    Options,
+    Severity,
+    SshHost,
+    parse_endpoint,
+)
 from cvm_migrate.cloud import StaticCredentials
 from cvm_migrate.errors import (
     ConditionError,
     CredentialsError,
     CvmMigrateError,
+    HostKeyError,
     InvalidRequestError,
     NotFoundError,
     StepOrderError,
@@ -35,6 +44,7 @@ from cvm_migrate.migration import parse_cvm
 from cvm_migrate.testing import SimulatedInstance, TencentCloud
 from cvm_migrate.units import GiB, MiB
 from rig.cloud import instance
+from rig.sshd import sshd
 
 
 def free_port() -> int:
@@ -524,7 +534,8 @@ def test_no_secret_is_on_a_command_line_in_an_environment_a_file_a_log_or_an_eve
     for secret in (*passwords, keys.secret_key, keys.token, simulated.secret_key):
         assert secret not in shown
     # Of the agents' TLS, whose keys nobody but they ever sees.
-    assert not re.search(r"PRIVATE KEY-----\s+[A-Za-z0-9+/]{40}", shown)
+    # In a PEM text, or in what repr() and JSON make of its line ends.
+    assert not re.search(r"PRIVATE KEY-----(\s|\\n)+[A-Za-z0-9+/]{40}", shown)
 
 
 @pytest.mark.slow
@@ -568,6 +579,50 @@ def test_the_command_line_moves_a_disk_onto_an_instance(
     shown = watcher.everything()
     for secret in (keys.secret_key, keys.token):
         assert secret.encode() not in shown
+
+
+@pytest.mark.parametrize("bandwidth", [None, 8 * MiB])
+def test_the_time_is_the_least_while_nothing_is_known_of_the_way_to_an_instance(
+    bandwidth: int | None, simulated: TencentCloud, tmp_path: Path
+) -> None:
+    made = simulated.add_instance(system_disk=8 * MiB, rescue_system="none")
+    source, _ = image(tmp_path, 8 * MiB)
+
+    with Migration(
+        source, CvmTarget(instance(simulated, made)), options=Options(bandwidth=bandwidth)
+    ) as migration:
+        report = migration.check()
+
+    assert report.estimated_seconds is not None
+    assert report.estimated_at_least is (bandwidth is None)
+    assert ("full sync, at least" in report.to_text()) is (bandwidth is None)
+
+
+def test_a_source_whose_host_key_is_not_known_is_refused_before_the_instance_is_touched(
+    simulated: TencentCloud, tmp_path: Path
+) -> None:
+    require("sshd")
+    made = simulated.add_instance(system_disk=8 * MiB, rescue_system="none")
+    image(tmp_path, 8 * MiB)
+    empty = tmp_path / "known_hosts"
+    empty.touch()
+    with sshd(tmp_path / "server", path=Path("/usr/bin")) as server:
+        told = server.target
+        source = SshHost(
+            told.destination,
+            port=told.port,
+            disks=[str(tmp_path / "source0.img")],
+            identity=told.identity,
+            known_hosts=empty,
+        )
+        with Migration(source, CvmTarget(instance(simulated, made))) as migration:
+            report = migration.check()
+            with pytest.raises(HostKeyError, match="fingerprint"):
+                migration.prepare()
+
+    assert any("host key" in one.title and one.remedy for one in report.blockers)
+    assert made.state == "RUNNING"
+    assert all(one.action.startswith("Describe") for one in simulated.requests)
 
 
 def test_a_dry_run_shows_the_plan_and_touches_nothing(
@@ -648,8 +703,16 @@ def test_a_report_says_when_the_instance_is_half_way(
         assert len(told(migration)) == 1
         migration.full_sync()
         migration.cutover()
+        simulated.fail("unauthorized", action="ExitRescueMode")
+        with pytest.raises(CvmMigrateError) as refused:
+            migration.finish()
+        assert refused.value.remedy
+        assert made.state == "RESCUE_MODE"
+        assert len(told(migration)) == 1
+        assert "This migration is half way" in migration.report().to_text()
         migration.finish()
         assert (migration.half_way, told(migration)) == (None, [])
+    assert made.state == "RUNNING"
 
 
 def test_the_command_line_s_text_names_region_instance_disks_and_settings() -> None:

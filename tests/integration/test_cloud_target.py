@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -998,19 +997,23 @@ def test_a_clock_that_is_off_is_a_warning(simulated: TencentCloud) -> None:
     assert any("clock" in title and "behind" in title for title in warnings)
 
 
-def test_an_unreachable_api_is_a_finding(simulated: TencentCloud, tmp_path: Path) -> None:
-    del tmp_path
+@pytest.mark.parametrize(
+    ("endpoint", "evidence"),
+    [
+        ("http://127.0.0.1:9", "127.0.0.1:9 cannot be reached"),
+        ("http://api.nowhere.invalid", "the name api.nowhere.invalid is not known here"),
+    ],
+)
+def test_an_unreachable_api_is_a_finding(
+    simulated: TencentCloud, endpoint: str, evidence: str
+) -> None:
     made = add(simulated)
-    cvm = instance(
-        simulated,
-        made,
-        endpoint="http://127.0.0.1:9",
-        policy=attrs.evolve(QUICK, attempts=2),
-    )
+    cvm = instance(simulated, made, endpoint=endpoint, policy=attrs.evolve(QUICK, attempts=2))
 
     (finding,) = cvm.check(deadline=Deadline(30))
 
     assert finding.severity is Severity.BLOCKER
+    assert evidence in finding.evidence
     assert "name resolution" in finding.remedy
     assert InstanceState.parse(made.state) is InstanceState.RUNNING
 

@@ -10,7 +10,7 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 
@@ -82,6 +82,8 @@ class World:
         # By each file system on the source; None: as an agent that does not tell.
         self.used: int | None = None
         self.machines = {"source": "x86_64", "target": "x86_64"}
+        # Facts that are otherwise than usual.
+        self.altered: dict[str, dict[str, Any]] = {"source": {}, "target": {}}
         self.frozen = False
         self.tracker: Tracker | None = None
         self.agents: dict[str, MemoryAgent | None] = {"source": None, "target": None}
@@ -171,7 +173,7 @@ class MemoryAgent:
     def facts(self) -> HostFacts:
         self._call("facts")
         disks = self.world.disks(self.role)
-        return HostFacts(
+        facts = HostFacts(
             system="Linux",
             kernel="6",
             machine=self.world.machines[self.role],
@@ -228,6 +230,7 @@ class MemoryAgent:
             tools={},
             services=(),
         )
+        return attrs.evolve(facts, **self.world.altered[self.role])
 
     def open_disk(
         self, path: str, *, mode: Literal["read", "write"] = "read", create_size: int | None = None

@@ -258,6 +258,14 @@ def _likeness(facts: InstanceFacts, wish: TargetWish) -> list[Finding]:
                 "Take an instance made from a UEFI image, or have the boot loader replaced (adaptation does it)",
             )
         )
+    elif wish.firmware == "bios":
+        found.append(
+            Finding(
+                Severity.INFO,
+                "The source boots by BIOS, as instances do unless their image says UEFI",
+                "the API does not tell an instance's boot mode; prepare() compares that of its rescue system",
+            )
+        )
     return found
 
 

@@ -100,6 +100,7 @@ class Checker:
             size=size,
             estimated_bytes=size,
             estimated_seconds=max(times, default=None),
+            estimated_at_least=bool(times) and options.bandwidth is None and path_rate is None,
             used_bytes=None if usage is None else usage.used,
             used_at_least=usage is not None and usage.used is not None and usage.unknown > 0,
         )
@@ -136,7 +137,7 @@ class Checker:
         self._add(
             Severity.INFO,
             f"{where}, runs {facts.system} {facts.kernel} on {facts.machine} with Python {facts.python}",
-            evidence=agent.description,
+            evidence=f"{agent.description}; tools there: {', '.join(sorted(facts.tools)) or 'none that is looked for'}",
         )
         if facts.euid != 0 and not end.endpoint.creates:
             self._add(

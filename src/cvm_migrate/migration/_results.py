@@ -35,6 +35,8 @@ class CheckReport(Result):
             accounts for) at the measured rate of the way of the data, or ``bandwidth`` if that is lower. Free space
             goes as zeroes, which cost next to nothing; as far as it still holds what was deleted, it is sent as well
             and takes longer.
+        estimated_at_least: Whether it may take longer, as nothing is known of the way of the data yet: that of an
+            instance is measured in ``prepare()``, when its rescue system runs.
         used_bytes: Bytes that the mounted file systems on the source's disks say they use, each counted once;
             ``None`` if none says it.
         used_at_least: Whether more may be in use: a partition or volume has no mounted file system, or one that
@@ -47,6 +49,7 @@ class CheckReport(Result):
     size: int | None = None
     estimated_bytes: int | None = None
     estimated_seconds: float | None = None
+    estimated_at_least: bool = False
     used_bytes: int | None = None
     used_at_least: bool = False
 
@@ -67,7 +70,10 @@ class CheckReport(Result):
             ("target", self.target),
             ("size", size_or_unknown(self.size)),
             ("in use", self._in_use()),
-            ("full sync, about", seconds_or_unknown(self.estimated_seconds)),
+            (
+                "full sync, at least" if self.estimated_at_least else "full sync, about",
+                seconds_or_unknown(self.estimated_seconds),
+            ),
         ]
         rows += [(finding.severity.value, _without_severity(finding)) for finding in self.findings]
         return rows

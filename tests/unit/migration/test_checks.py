@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 import pytest
 
-from cvm_migrate import CheckReport, Migration, Options, Severity
+from cvm_migrate import CheckReport, Finding, Migration, Options, Severity
+from cvm_migrate.model import TrackingFacts
 from rig.memory_hosts import World
 
 KiB = 1 << 10
@@ -50,6 +54,70 @@ def test_the_time_is_that_of_reading_everything_or_of_sending_what_is_used(
     report = _check(_world(used), options)
 
     assert report.estimated_seconds == seconds
+
+
+def _finding(report: CheckReport, words: str) -> Finding:
+    (found,) = [one for one in report.findings if words in one.title]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("role", "altered", "words", "expected"),
+    [
+        (
+            "source",
+            {"memory_available": 99 << 20},
+            "little memory",
+            ("warning", "99.0 MiB", "fewer"),
+        ),
+        (
+            "target",
+            {"memory_available": 99 << 20},
+            "little memory",
+            ("warning", "99.0 MiB", "fewer"),
+        ),
+        ("source", {"time": time.time() - 4000}, "the clock", ("warning", "day before", "Set it")),
+        (
+            "target",
+            {"time": time.time() + 90_000},
+            "the clock",
+            ("blocker", "day before", "Set it"),
+        ),
+        ("source", {"services": ("postgres", "sshd")}, "postgres", ("warning", "", "on_quiesced")),
+        ("source", {"can_freeze": False}, "cannot be frozen", ("warning", "", "as root")),
+        ("target", {"euid": 1000}, "is not root", ("warning", "user id 1000", "sudo")),
+        (
+            "source",
+            {"tracking": TrackingFacts({"ebpf": "no right", "tracefs": "not mounted"})},
+            "no tracker",
+            ("warning", "ebpf: no right; tracefs: not mounted", "Mend"),
+        ),
+    ],
+)
+def test_what_a_host_lacks_is_told_with_evidence_and_remedy(
+    role: str, altered: dict[str, Any], words: str, expected: tuple[str, str, str]
+) -> None:
+    severity, evidence, remedy = expected
+    world = _world(None)
+    world.altered[role] = altered
+
+    found = _finding(_check(world, Options()), words)
+    usual = _check(_world(None), Options())
+
+    assert found.severity.value == severity
+    assert evidence in found.evidence
+    assert remedy in found.remedy
+    assert not [one for one in usual.findings if words in one.title]
+
+
+def test_the_tools_of_both_ends_are_told() -> None:
+    world = _world(None)
+    world.altered["source"] = {"tools": {"lvm": "/sbin/lvm", "fstrim": "/sbin/fstrim"}}
+
+    report = _check(world, Options())
+
+    assert "tools there: fstrim, lvm" in _finding(report, "the source, source, runs").evidence
+    assert "none that is looked for" in _finding(report, "the target, target, runs").evidence
 
 
 def test_what_each_disk_is_divided_into_is_told() -> None:
