@@ -1,8 +1,8 @@
 """What the API does, checked through Tencent's SDK: on the simulator, and on the real service with ``-m cloud``.
 
 The real service needs ``TENCENTCLOUD_SECRET_ID``, ``TENCENTCLOUD_SECRET_KEY`` (and ``TENCENTCLOUD_TOKEN``, if they are
-temporary), ``CVM_MIGRATE_TEST_REGION`` and ``CVM_MIGRATE_TEST_INSTANCE``: an instance that is there for nothing else, as
-it is stopped and started, and a snapshot of its disk is made and deleted.
+temporary), ``CVM_MIGRATE_TEST_REGION`` and ``CVM_MIGRATE_TEST_INSTANCE``: an instance that is there for nothing else.
+It is stopped and started, and a snapshot of its disk is made and deleted.
 """
 
 from __future__ import annotations
