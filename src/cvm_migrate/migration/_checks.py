@@ -42,6 +42,8 @@ _MEMORY: Final = 256 * MiB
 _SKEW_BAD: Final = 86_000.0
 _SKEW: Final = 300.0
 _SAMPLE: Final = 64 * MiB
+# Partition tables, and the first superblocks of all usual file systems: the last is that of btrfs, at 64 KiB.
+_BEGINNING: Final = 128 << 10
 
 
 class Checker:
@@ -325,8 +327,11 @@ class Checker:
         place = place_before_opening(self._job.target, target, path)
         try:
             disk = agent.open_disk(path, mode="read")
-            place = Place.of(target, disk)
-            agent.close_disk(disk)
+            try:
+                place = Place.of(target, disk)
+                self._look_at_content(agent, disk)
+            finally:
+                agent.close_disk(disk)
         except CvmMigrateError as error:
             if not self._job.target.creates:
                 self._refused_disk(error, self._job.ends.target, path)
@@ -336,6 +341,18 @@ class Checker:
         self._findings += check_target(place, origin)
         if self._job.target.creates and self._job.target.local and from_disk is not None:
             self._look_at_room(Path(path), from_disk)
+
+    def _look_at_content(self, agent: Agent, disk: OpenDisk) -> None:
+        """Tell that something lies on a disk of the target; of an instance's, its own findings do."""
+        if isinstance(self._job.target, CvmTarget) or disk.size < _BEGINNING:
+            return
+        if any(agent.read(disk, 0, _BEGINNING)):
+            self._add(
+                Severity.WARNING,
+                f"the target's {disk.path} is not empty: all that is on it will be overwritten",
+                f"its first {format_size(_BEGINNING)} are not all zeroes",
+                "Make sure that it is the right one",
+            )
 
     def _look_at_room(self, path: Path, disk: OpenDisk) -> None:
         folder = path.parent

@@ -110,6 +110,21 @@ def test_what_a_host_lacks_is_told_with_evidence_and_remedy(
     assert not [one for one in usual.findings if words in one.title]
 
 
+@pytest.mark.parametrize(
+    ("at", "told"), [(None, []), (0, ["/dev/vdb"]), (100 * KiB, ["/dev/vdb"])]
+)
+def test_a_target_that_is_not_empty_is_told(at: int | None, told: list[str]) -> None:
+    world = _world(None)
+    if at is not None:
+        world.target[1][at] = 1
+
+    report = _check(world, Options())
+
+    warnings = [one for one in report.findings if "is not empty" in one.title]
+    assert [one.title.split()[2] for one in warnings] == told
+    assert all(one.severity is Severity.WARNING and one.remedy for one in warnings)
+
+
 def test_the_tools_of_both_ends_are_told() -> None:
     world = _world(None)
     world.altered["source"] = {"tools": {"lvm": "/sbin/lvm", "fstrim": "/sbin/fstrim"}}
