@@ -792,19 +792,21 @@ def test_an_instance_nobody_can_log_in_to_is_refused_before_its_system_is_stoppe
     assert made.state == ("RUNNING" if severity is Severity.BLOCKER else "RESCUE_MODE")
 
 
-@pytest.mark.parametrize(("firmware", "warnings"), [("uefi", 1), ("bios", 0)])
+@pytest.mark.parametrize(
+    ("firmware", "severity"), [("uefi", Severity.WARNING), ("bios", Severity.INFO)]
+)
 def test_how_the_source_boots_is_taken_from_what_its_agent_says(
-    simulated: TencentCloud, firmware: str, warnings: int
+    simulated: TencentCloud, firmware: str, severity: Severity
 ) -> None:
     target = CvmTarget(instance(simulated, add(simulated)))
 
     said = target.check_source([MiB], host("plain", firmware=firmware))
 
-    assert [one.severity for one in said] == [Severity.WARNING] * warnings
-    assert all("boots by UEFI" in one.title for one in said)
+    assert [one.severity for one in said] == [severity]
+    assert all(f"boots by {firmware.upper()}" in one.title for one in said)
     # It is remembered: check() says it, too.
-    again = [one for one in target.check("target") if "UEFI" in one.title]
-    assert len(again) == warnings
+    again = [one for one in target.check("target") if "boots by" in one.title]
+    assert again == list(said)
 
 
 TEMPLATE_CALLS = (
