@@ -9,6 +9,7 @@ from typing import Final
 import attrs
 
 from cvm_migrate.cloud._calls import InstanceCalls
+from cvm_migrate.cloud._client import CloudClient
 from cvm_migrate.cloud._json import JsonObject, children, texts
 from cvm_migrate.cloud._notation import Span, tcp_ports
 from cvm_migrate.deadline import CancelToken, Deadline
@@ -23,20 +24,34 @@ class _Kind:
     """How the API calls what belongs to one kind of template.
 
     Attributes:
-        name: Begins the names of its fields.
+        name: Begins the names of its fields, and is that of a member that has a remark.
         group: Begins the ids of groups of it.
-        member: The field of a member that has a remark.
         parse: Refuses a member that is not understood.
+        templates: The call that describes them by id.
+        groups: The call that describes groups of them.
     """
 
     name: str
     group: str
-    member: str
     parse: Callable[[str], object]
+    templates: Callable[[CloudClient, Sequence[str]], JsonObject]
+    groups: Callable[[CloudClient, Sequence[str]], JsonObject]
 
 
-_ADDRESSES: Final = _Kind("Address", "ipmg-", "Address", Span.parse)
-_SERVICES: Final = _Kind("Service", "ppmg-", "Service", tcp_ports)
+_ADDRESSES: Final = _Kind(
+    "Address",
+    "ipmg-",
+    Span.parse,
+    CloudClient.describe_address_templates,
+    CloudClient.describe_address_template_groups,
+)
+_SERVICES: Final = _Kind(
+    "Service",
+    "ppmg-",
+    tcp_ports,
+    CloudClient.describe_service_templates,
+    CloudClient.describe_service_template_groups,
+)
 
 
 class Templates:
@@ -67,13 +82,7 @@ class Templates:
             PermissionDeniedError: The account may not look at it.
             UnsupportedError: It says what is not understood here, or nothing.
         """
-        client = self._instance.client
-        return self._members(
-            _ADDRESSES,
-            ids,
-            client.describe_address_templates,
-            client.describe_address_template_groups,
-        )
+        return self._members(_ADDRESSES, ids)
 
     def services(self, ids: Sequence[str]) -> tuple[str, ...]:
         """Return the services of templates and of groups of them, such as ``tcp:443``.
@@ -83,42 +92,33 @@ class Templates:
             PermissionDeniedError: The account may not look at it.
             UnsupportedError: It says what is not understood here, or nothing.
         """
-        client = self._instance.client
-        return self._members(
-            _SERVICES,
-            ids,
-            client.describe_service_templates,
-            client.describe_service_template_groups,
-        )
+        return self._members(_SERVICES, ids)
 
-    def _members(
-        self,
-        kind: _Kind,
-        ids: Sequence[str],
-        templates: Callable[[Sequence[str]], JsonObject],
-        groups: Callable[[Sequence[str]], JsonObject],
-    ) -> tuple[str, ...]:
+    def _members(self, kind: _Kind, ids: Sequence[str]) -> tuple[str, ...]:
         named: list[str] = []
         for one in ids:
             if one.startswith(kind.group):
-                (group,) = self._described(f"{kind.name}TemplateGroup", [one], groups)
+                (group,) = self._described(f"{kind.name}TemplateGroup", [one], kind.groups)
                 named += texts(group, f"{kind.name}TemplateIdSet")
             else:
                 named.append(one)
         found: list[str] = []
         for at in range(0, len(named), _AT_ONCE):
             some = named[at : at + _AT_ONCE]
-            for template in self._described(f"{kind.name}Template", some, templates):
+            for template in self._described(f"{kind.name}Template", some, kind.templates):
                 found += _said(kind, template)
         if not found:
             raise UnsupportedError(f"the templates {', '.join(ids)} say nothing")
         return tuple(dict.fromkeys(found))
 
     def _described(
-        self, what: str, ids: Sequence[str], call: Callable[[Sequence[str]], JsonObject]
+        self,
+        what: str,
+        ids: Sequence[str],
+        call: Callable[[CloudClient, Sequence[str]], JsonObject],
     ) -> list[JsonObject]:
         answer = self._instance.read(
-            partial(call, ids),
+            partial(call, self._instance.client, ids),
             doing=f"looking at {', '.join(ids)}",
             deadline=self._deadline,
             cancel=self._cancel,
@@ -135,7 +135,7 @@ def _said(kind: _Kind, template: JsonObject) -> list[str]:
     name = str(template.get(f"{kind.name}TemplateId"))
     plain = texts(template, f"{kind.name}Set")
     remarked = [
-        str(one.get(kind.member) or "") for one in children(template, f"{kind.name}ExtraSet")
+        str(one.get(kind.name) or "") for one in children(template, f"{kind.name}ExtraSet")
     ]
     members = [text.strip() for text in (*plain, *remarked) if text.strip()]
     if not members:
