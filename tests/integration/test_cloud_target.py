@@ -1066,13 +1066,7 @@ def test_an_abort_that_is_called_off_says_how_the_instance_was_left_and_goes_on_
     moment: str,
 ) -> None:
     with TencentCloud(operation_seconds=1) as slow:
-        made = add(slow)
-        fill(made, b"a")
-        notes: dict[str, str] = {}
-        first = RescueTarget(instance(slow, made), notes, wish=WISH)
-        first.before_prepare()
-        first.writing()
-        fill(made, b"b")
+        made, _, notes = half_copied(slow)
         cvm, token = called_off_when(slow, made, moment)
 
         with pytest.raises(CancelledError, match=r"abort\(\) was called off") as caught:
